@@ -1,0 +1,157 @@
+"""A saved classifier as a folder: safetensors, JSON and YAML, never a pickle.
+
+It takes and gives plain data, so it knows nothing of estimators. A folder is written under a temporary
+name and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .task import Task, TaskError
+
+__all__ = ["Artifact", "ArtifactError", "read", "write"]
+
+FORMAT = 1
+PROMPT_FILE = "adapter_model.safetensors"
+PEFT_FILE = "adapter_config.json"
+VERBALIZER_FILE = "verbalizer.safetensors"
+STATE_FILE = "verbtune.json"
+TASK_FILE = "task.yaml"
+CARD_FILE = "README.md"
+
+
+class ArtifactError(ValueError):
+    """A saved classifier that cannot be read or written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """What is saved of a classifier.
+
+    Attributes
+    ----------
+    task : Task
+    prompt : Tensor of shape (P, H) or None
+        The learned vectors; for a pure prefix of a causal LM, the embeddings of the special tokens
+        before them included, as PEFT wants.
+    verbalizer : dict of str to Tensor
+        What the verbalizer learned.
+    state : dict
+        Everything else, as plain JSON data.
+    peft : dict or None
+        PEFT's configuration, where the prompt is one that PEFT can load.
+    card : str
+        The model card, in Markdown.
+    """
+
+    task: Task
+    prompt: Tensor | None
+    verbalizer: dict[str, Tensor]
+    state: dict[str, Any]
+    peft: dict[str, Any] | None
+    card: str
+
+
+def write(folder: Path, artifact: Artifact) -> None:
+    """Write all of it or nothing; an earlier classifier in the folder is replaced.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder cannot be written, or holds something that is not a saved classifier.
+    """
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / STATE_FILE).is_file())):
+        raise ArtifactError(f"{folder}: holds something that is not a saved classifier; choose another folder")
+    files = {TASK_FILE: artifact.task.to_yaml().encode(), CARD_FILE: artifact.card.encode()}
+    if artifact.prompt is not None:
+        files[PROMPT_FILE] = safetensors.torch.save({"prompt_embeddings": artifact.prompt.contiguous()})
+    if artifact.verbalizer:
+        files[VERBALIZER_FILE] = safetensors.torch.save({k: v.contiguous() for k, v in artifact.verbalizer.items()})
+    if artifact.peft:
+        files[PEFT_FILE] = json.dumps(artifact.peft, indent=2).encode()
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != CARD_FILE}
+    state = {"format": FORMAT, **artifact.state, "files": hashes}
+    files[STATE_FILE] = json.dumps(state, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary.chmod(0o755)
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        for name, data in files.items():
+            (new / name).write_bytes(data)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be written ({error.strerror}); choose a folder you may write") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read(folder: Path) -> Artifact:
+    """Read a saved classifier and check that it is whole.
+
+    Raises
+    ------
+    ArtifactError
+        Naming the file that is missing, damaged or of another format.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder; give the folder that save_pretrained wrote")
+    try:
+        state = json.loads(_bytes(folder, STATE_FILE))
+        hashes = dict(state["files"])
+        if state["format"] != FORMAT:
+            raise ArtifactError(f"{folder}: format {state['format']!r}, this version reads {FORMAT}; update verbtune")
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{folder / STATE_FILE}: damaged ({type(error).__name__}); save the classifier again") from None
+    files: dict[str, bytes] = {}
+    for name, expected in hashes.items():
+        if name not in (TASK_FILE, PROMPT_FILE, VERBALIZER_FILE, PEFT_FILE):
+            raise ArtifactError(f"{folder / STATE_FILE}: lists the unknown file {name!r}; save the classifier again")
+        files[name] = _bytes(folder, name)
+        found = hashlib.sha256(files[name]).hexdigest()
+        if found != expected:
+            raise ArtifactError(
+                f"{folder / name}: damaged or changed (SHA-256 {found[:12]}…, expected {str(expected)[:12]}…); "
+                "save the classifier again"
+            )
+    try:
+        task = Task.from_text(files[TASK_FILE], source=str(folder / TASK_FILE))
+        prompt = safetensors.torch.load(files[PROMPT_FILE])["prompt_embeddings"] if PROMPT_FILE in files else None
+        verbalizer = safetensors.torch.load(files[VERBALIZER_FILE]) if VERBALIZER_FILE in files else {}
+    except (SafetensorError, KeyError, TaskError) as error:
+        raise ArtifactError(f"{folder}: damaged ({error}); save the classifier again") from None
+    peft = json.loads(files[PEFT_FILE]) if PEFT_FILE in files else None
+    for name, tensor in (("prompt", prompt), *verbalizer.items()):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"{folder}: {name} holds numbers that are not finite; train it again")
+    return Artifact(task, prompt, verbalizer, state, peft, "")
+
+
+def size(folder: Path) -> int:
+    """Bytes of a saved classifier on disk."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _bytes(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{folder / name}: cannot be read ({error.strerror}); is the folder complete?") from None

@@ -1,0 +1,101 @@
+"""From class scores to probabilities.
+
+Every method here ends in the same two things, a temperature and a bias for each class, so that applying
+it never depends on what else is in a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+__all__ = ["CONTENT_FREE_TEXTS", "Calibration", "batch", "content_free", "temperature_and_bias"]
+
+Scores = NDArray[np.float64]
+
+CONTENT_FREE_TEXTS = ("N/A", "...", "nothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """`softmax(scores / temperature + bias)`.
+
+    Examples
+    --------
+    >>> Calibration(1.0, np.zeros(2)).probabilities(np.array([[0.0, 0.0]]))
+    array([[0.5, 0.5]])
+    """
+
+    temperature: float
+    bias: Scores
+
+    @classmethod
+    def none(cls, n_classes: int) -> Calibration:
+        """The calibration that changes nothing."""
+        return cls(1.0, np.zeros(n_classes))
+
+    def probabilities(self, scores: Scores) -> Scores:
+        """Class probabilities (N, C) of class scores (N, C)."""
+        probabilities: Scores = softmax(scores / self.temperature + self.bias, axis=1)
+        return probabilities
+
+
+def content_free(null_scores: Scores) -> Calibration:
+    """Divide by the mean probabilities of texts that say nothing (Zhao et al. 2021, arXiv 2102.09690).
+
+    Parameters
+    ----------
+    null_scores : ndarray of shape (N, C)
+        Class scores of the `CONTENT_FREE_TEXTS`.
+    """
+    return _against(null_scores)
+
+
+def batch(scores: Scores) -> Calibration:
+    """Divide by the mean probabilities of real, unlabelled texts (Zhou et al. 2023, arXiv 2309.17249).
+
+    Parameters
+    ----------
+    scores : ndarray of shape (N, C)
+        Class scores of texts in which the classes are about equally common.
+    """
+    return _against(scores)
+
+
+def _against(scores: Scores) -> Calibration:
+    return Calibration(1.0, -np.log(softmax(scores, axis=1).mean(axis=0) + 1e-12))
+
+
+def temperature_and_bias(
+    scores: Scores, y: NDArray[np.intp], *, sample_weight: Scores | None = None, strength: float = 1.0
+) -> Calibration:
+    """The temperature and class biases of least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599).
+
+    Parameters
+    ----------
+    scores : ndarray of shape (N, C)
+        Class scores of texts that were not trained on.
+    y : ndarray of shape (N,)
+        Their classes, as indices.
+    sample_weight : ndarray of shape (N,), optional
+    strength : float, default=1.0
+        Pull of temperature to 1 and of biases to 0, in units of one observation.
+    """
+    n_classes = scores.shape[1]
+    weight = np.ones(len(y)) if sample_weight is None else sample_weight
+    truth = np.eye(n_classes)[y]
+
+    def loss(theta: Scores) -> tuple[float, Scores]:
+        scale, bias = np.exp(theta[0]), theta[1:]
+        logs = log_softmax(scores * scale + bias, axis=1)
+        value = -(weight[:, None] * truth * logs).sum() + strength * (theta**2).sum()
+        residual = weight[:, None] * (np.exp(logs) - truth)
+        gradient = np.concatenate([[(residual * scores).sum() * scale], residual.sum(axis=0)])
+        return value, gradient + 2 * strength * theta
+
+    theta = minimize(loss, np.zeros(n_classes + 1), jac=True, method="L-BFGS-B").x
+    return Calibration(float(np.exp(-theta[0])), theta[1:])

@@ -1,0 +1,531 @@
+"""`PromptClassifier`: a scikit-learn classifier that is a few learned vectors on a frozen LM."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from . import artifact
+from .backbone import Backbone
+from .calibration import Calibration
+from .compiled import CompiledTask, compile_task
+from .data import DataError, check_labels, check_rows
+from .plots import draw_history
+from .prompt import REPARAMETERIZATIONS, SoftPrompt, from_labels, from_random, from_vocabulary
+from .task import Task
+from .tuning import History, tune
+from .verbalizer import AGGREGATIONS, MULTI_TOKEN, Verbalizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["PromptClassifier"]
+
+INITS = ("vocab", "labels", "random")
+
+
+class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Text classification by prompt tuning on a frozen masked or causal language model.
+
+    What is learned are the vectors of a soft prompt and, with a learned verbalizer, a row for every class;
+    step 0 of training is the manual prompt.
+
+    Parameters
+    ----------
+    task : str, Path, dict or Task
+        A bundled name, the path of a YAML file, its content as a dict, or a `Task`.
+    model : str, Path or Backbone, default="builtin/masked"
+        The frozen LM: `builtin/masked`, `builtin/causal`, a folder, a hub name, or a `Backbone`.
+    prompt_length : int, default=0
+        Soft tokens, where the template says `{soft}` or else in front.
+    tune_template : bool, default=True
+        Whether the template's own tokens become soft tokens, which start as what they are.
+    init : {"vocab", "labels", "random"}, default="vocab"
+        Where soft tokens without a text of their own start: at real tokens, at the label words, or at
+        random vectors with the norm of real ones.
+    reparameterization : {"direct", "mlp", "low_rank"}, default="direct"
+        How the prompt's change is computed while it is learned.
+    verbalizer : {"learned", "fixed"}, default="learned"
+    aggregate : {"mean", "max", "logsumexp"}, default="mean"
+        A class's score from those of its words.
+    multi_token : {"exact", "first", "refuse"}, default="exact"
+        What becomes of label words of several tokens.
+    learning_rate : float, default=0.01
+        Peak step size of AdamW; prompt vectors move in units of the LM's embedding size.
+    steps : int, default=100
+    batch_size : int, default=16
+    weight_decay : float, default=0.01
+        Pull back to the manual prompt and to the LM's own rows.
+    warmup : float, default=0.1
+        Fraction of the steps over which the learning rate rises.
+    max_grad_norm : float, default=1.0
+    validation_fraction : float, default=0.0
+        Part of the data held out, class by class, to choose the best step and to stop early.
+    evaluate_every, patience : int, default=10, 5
+        Steps between validations, and how many without improvement end training.
+    max_length : int, optional
+        Most tokens of an example; default: what the LM can read, up to 512.
+    device : str, optional
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+    random_state : int, RandomState or None, default=0
+    verbose : bool, default=False
+        Draw a progress bar on standard error.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (C,)
+        The distinct labels seen, sorted.
+    prompt_ : Tensor of shape (P, H), or None
+        The learned vectors.
+    verbalizer_ : Verbalizer
+    calibration_ : Calibration
+    history_ : History
+        Loss, validation score, learning rate and gradient norms, step by step.
+    trained_parameters_ : int
+    task_ : Task
+    compiled_ : CompiledTask
+        Layout and label words on the backbone.
+
+    See Also
+    --------
+    verbtune.baselines : the other ways of using the same frozen LM.
+
+    References
+    ----------
+    Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning, arXiv 2104.08691.
+
+    Examples
+    --------
+    >>> clf = PromptClassifier("sentiment", steps=2)
+    >>> clf.fit(["Great, I love it.", "It broke at once."], ["positive", "negative"]).classes_
+    array(['negative', 'positive'], dtype='<U8')
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        *,
+        model: Any = "builtin/masked",
+        prompt_length: int = 0,
+        tune_template: bool = True,
+        init: str = "vocab",
+        reparameterization: str = "direct",
+        verbalizer: str = "learned",
+        aggregate: str = "mean",
+        multi_token: str = "exact",
+        learning_rate: float = 0.01,
+        steps: int = 100,
+        batch_size: int = 16,
+        weight_decay: float = 0.01,
+        warmup: float = 0.1,
+        max_grad_norm: float = 1.0,
+        validation_fraction: float = 0.0,
+        evaluate_every: int = 10,
+        patience: int = 5,
+        max_length: int | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        random_state: Any = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.task = task
+        self.model = model
+        self.prompt_length = prompt_length
+        self.tune_template = tune_template
+        self.init = init
+        self.reparameterization = reparameterization
+        self.verbalizer = verbalizer
+        self.aggregate = aggregate
+        self.multi_token = multi_token
+        self.learning_rate = learning_rate
+        self.steps = steps
+        self.batch_size = batch_size
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.max_grad_norm = max_grad_norm
+        self.validation_fraction = validation_fraction
+        self.evaluate_every = evaluate_every
+        self.patience = patience
+        self.max_length = max_length
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> PromptClassifier:
+        """Learn prompt and verbalizer from labelled texts; the LM stays as it is.
+
+        Parameters
+        ----------
+        X : list, ndarray or Series of str of length N; list of dict or DataFrame for several fields
+        y : array-like of shape (N,)
+            Class names of the task, or integers that count its classes from 0.
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            Naming the parameter, row or spec key that is wrong, before the LM is loaded.
+        """
+        self._check_parameters()
+        task = Task.load(self.task)
+        rows = check_rows(X, task.fields)
+        classes, names, codes = check_labels(y, len(rows), task)
+        weights = check_weights(sample_weight, len(rows))
+        training, held_out = self._split(codes)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+
+        backbone = Backbone.load(self.model, device=self.device, dtype=self.dtype)
+        compiled = self._compile(task, backbone, names)
+        prompt = self._start(compiled, torch.Generator().manual_seed(seed))
+        verbalizer = Verbalizer(
+            compiled.words, backbone.width, aggregate=self.aggregate, learned=self.verbalizer == "learned"
+        ).to(backbone.device)
+        parts = nn.ModuleList([verbalizer] if prompt is None else [verbalizer, prompt])
+
+        examples = compiled.encode(rows)
+        targets = torch.tensor(codes, device=backbone.device)  # (N,)
+        scale = torch.tensor(weights, dtype=torch.float32, device=backbone.device)  # (N,)
+
+        def loss(index: Sequence[int], vectors: Tensor | None) -> Tensor:
+            at = training[index]
+            batch = [examples[i] for i in at]
+            prefix = backbone.encode_prefix(batch[0], _prefix_length(compiled, batch), vectors)
+            scores = verbalizer(*backbone.word_scores(batch, compiled.words, vectors, prefix=prefix))  # (B, C)
+            losses = F.cross_entropy(scores, targets[at], reduction="none")  # (B,)
+            return (losses * scale[at]).mean()
+
+        def validate() -> float:
+            with torch.no_grad():
+                vectors = None if prompt is None else prompt()
+                words, states = backbone.infer(
+                    [examples[i] for i in held_out], compiled.words, vectors, n_prefix=compiled.layout.n_prefix
+                )
+                scores = verbalizer(words.to(backbone.device), states.to(backbone.device))
+                return -float((F.cross_entropy(scores, targets[held_out], reduction="none") * scale[held_out]).mean())
+
+        trains = any(p.requires_grad for p in parts.parameters())
+        history = tune(
+            parts,
+            loss,
+            len(training),
+            prompt=prompt,
+            learning_rate=self.learning_rate,
+            steps=self.steps if trains else 0,
+            batch_size=self.batch_size,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            seed=seed,
+            validate=validate if len(held_out) else None,
+            evaluate_every=self.evaluate_every,
+            patience=self.patience,
+            progress=self.verbose,
+        ) if trains else History()
+        if history.interrupted:
+            warnings.warn(
+                f"training was interrupted after {len(history.steps) - 1} of {self.steps} steps; "
+                f"the prompt of step {history.best_step} is kept",
+                stacklevel=2,
+            )
+        self.task_ = task
+        self.classes_ = classes
+        self.compiled_ = compiled
+        self.prompt_ = None if prompt is None else prompt().detach()
+        self.verbalizer_ = verbalizer.requires_grad_(False)
+        self.calibration_ = Calibration.none(len(classes))
+        self.history_ = history
+        self.trained_parameters_ = sum(p.numel() for p in parts.parameters())
+        return self
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Class scores (N, C) before calibration, in nats."""
+        check_is_fitted(self)
+        rows = check_rows(X, self.task_.fields)
+        words, states = self.compiled_.infer(rows, self.prompt_)
+        device = self.compiled_.backbone.device
+        with torch.no_grad():
+            scores: Tensor = self.verbalizer_(words.to(device), states.to(device))
+        return scores.double().cpu().numpy()
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Class probabilities (N, C); the columns follow `classes_`."""
+        return self.calibration_.probabilities(self.decision_function(X))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class of each text."""
+        best: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return best
+
+    def nearest_tokens(self, k: int = 3) -> list[list[tuple[str, float]]]:
+        """The real tokens nearest to each learned vector.
+
+        Returns
+        -------
+        list of length P of list of length k of (token, Euclidean distance)
+        """
+        check_is_fitted(self)
+        if self.prompt_ is None:
+            return []
+        backbone = self.compiled_.backbone
+        distances = torch.cdist(self.prompt_.float(), backbone.embedding_table())  # (P, V)
+        values, ids = distances.topk(k, largest=False)
+        return [
+            list(zip(backbone.tokenizer.convert_ids_to_tokens(i), v, strict=True))
+            for i, v in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
+
+    def plot_history(self) -> Figure:
+        """Loss, validation score, learning rate and gradient norms by step, as a matplotlib figure."""
+        check_is_fitted(self)
+        return draw_history(self.history_)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the classifier, without the LM, to a folder: all of it or nothing.
+
+        Raises
+        ------
+        ArtifactError
+        """
+        check_is_fitted(self)
+        compiled = self.compiled_
+        backbone = compiled.backbone
+        prompt, peft = self.prompt_, None
+        if prompt is not None and backbone.kind == "causal" and compiled.layout.n_soft_prefix:
+            start = compiled.layout.parts[0].ids[: _first_slot(compiled)]
+            prompt = torch.cat([backbone.embed(torch.tensor(start, dtype=torch.long)), prompt])
+            peft = _peft_config(backbone, len(prompt))
+        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in ("task", "model", "device", "dtype")}
+        parameters["random_state"] = self.random_state if isinstance(self.random_state, int) else None
+        state = {
+            "verbtune": metadata.version("verbtune"),
+            "base_model": {"name": backbone.name, "kind": backbone.kind, "fingerprint": backbone.fingerprint},
+            "parameters": parameters,
+            "classes": self.classes_.tolist(),
+            "class_names": list(compiled.words.classes),
+            "calibration": {"temperature": self.calibration_.temperature, "bias": self.calibration_.bias.tolist()},
+            "trained_parameters": self.trained_parameters_,
+        }
+        tensors = {k: v.cpu() for k, v in self.verbalizer_.named_parameters()}
+        saved = artifact.Artifact(
+            self.task_, None if prompt is None else prompt.float().cpu(), tensors, state, peft, _card(self)
+        )
+        artifact.write(Path(folder), saved)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        model: str | Path | Backbone | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+    ) -> PromptClassifier:
+        """Read a classifier that `save_pretrained` wrote.
+
+        Parameters
+        ----------
+        folder : str or Path
+        model : str, Path or Backbone, optional
+            The LM it was trained on; default: the one of the name that was saved.
+
+        Raises
+        ------
+        ArtifactError
+            If the folder is incomplete or damaged, or the LM is not the one it was trained on.
+        """
+        saved = artifact.read(Path(folder))
+        base = saved.state["base_model"]
+        if model is None and base["name"] is None:
+            raise artifact.ArtifactError(
+                f"{folder}: trained on a model that was in memory only; pass it as model=Backbone(model, tokenizer)"
+            )
+        backbone = Backbone.load(base["name"] if model is None else model, device=device, dtype=dtype)
+        if backbone.fingerprint != base["fingerprint"]:
+            raise artifact.ArtifactError(
+                f"{folder}: trained on {base['name']} ({base['kind']}, {base['fingerprint'][:12]}…), but "
+                f"{backbone.name} ({backbone.kind}) is {backbone.fingerprint[:12]}…; pass the LM it was trained on as model="
+            )
+        clf = cls(saved.task, model=backbone if model is not None else base["name"], device=device, dtype=dtype,
+                  **saved.state["parameters"])
+        clf.task_ = saved.task
+        clf.classes_ = np.array(saved.state["classes"])
+        clf.compiled_ = clf._compile(saved.task, backbone, saved.state["class_names"])
+        n_slots = len(clf.compiled_.layout.slot_tokens)
+        clf.prompt_ = None if saved.prompt is None else saved.prompt[len(saved.prompt) - n_slots :].to(backbone.device)
+        clf.verbalizer_ = Verbalizer(
+            clf.compiled_.words, backbone.width, aggregate=clf.aggregate, learned=bool(saved.verbalizer)
+        ).requires_grad_(False).to(backbone.device)
+        try:
+            clf.verbalizer_.load_state_dict(clf.verbalizer_.state_dict() | saved.verbalizer)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise artifact.ArtifactError(f"{folder}: does not fit its own task ({reason}); save it again") from None
+        calibration = saved.state["calibration"]
+        clf.calibration_ = Calibration(calibration["temperature"], np.array(calibration["bias"]))
+        clf.history_ = History()
+        clf.trained_parameters_ = saved.state["trained_parameters"]
+        return clf
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+    def _check_parameters(self) -> None:
+        for name, choices in (
+            ("init", INITS),
+            ("reparameterization", REPARAMETERIZATIONS),
+            ("verbalizer", ("learned", "fixed")),
+            ("aggregate", AGGREGATIONS),
+            ("multi_token", MULTI_TOKEN),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(choices)}")
+        for name, low, high, whole in (
+            ("prompt_length", 0, 1000, True),
+            ("learning_rate", 0, math.inf, False),
+            ("steps", 0, math.inf, True),
+            ("batch_size", 1, math.inf, True),
+            ("weight_decay", 0, math.inf, False),
+            ("warmup", 0, 1, False),
+            ("max_grad_norm", 0, math.inf, False),
+            ("validation_fraction", 0, 0.9, False),
+            ("evaluate_every", 1, math.inf, True),
+            ("patience", 1, math.inf, True),
+        ):
+            value = getattr(self, name)
+            kind = numbers.Integral if whole else numbers.Real
+            if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+                noun = "a whole number" if whole else "a number"
+                raise ValueError(f"{name}={value!r} must be {noun} from {low} to {high}")
+
+    def _split(self, codes: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        everything = np.arange(len(codes))
+        if not self.validation_fraction:
+            return everything, everything[:0]
+        splitter = StratifiedShuffleSplit(1, test_size=self.validation_fraction, random_state=self.random_state)
+        try:
+            training, held_out = next(splitter.split(everything, codes))
+        except ValueError as error:
+            raise DataError(
+                f"validation_fraction={self.validation_fraction} cannot be held out of {len(codes)} texts: {error}"
+            ) from None
+        return training, held_out
+
+    def _compile(self, task: Task, backbone: Backbone, names: Sequence[str]) -> CompiledTask:
+        return compile_task(
+            task,
+            backbone,
+            classes=names,
+            multi_token=self.multi_token,
+            max_length=self.max_length,
+            soft=True,
+            prompt_length=self.prompt_length,
+            tune_template=self.tune_template,
+        )
+
+    def _start(self, compiled: CompiledTask, generator: torch.Generator) -> SoftPrompt | None:
+        tokens = compiled.layout.slot_tokens
+        if not tokens:
+            return None
+        backbone = compiled.backbone
+        table = backbone.embedding_table()  # (V, H)
+        free = [i for i, token in enumerate(tokens) if token is None]
+        start = table[[0 if token is None else token for token in tokens]]  # (P, H)
+        if free and self.init == "vocab":
+            special = backbone.tokenizer.all_special_ids
+            start[free] = from_vocabulary(table, len(free), exclude=special, generator=generator)
+        elif free and self.init == "labels":
+            start[free] = from_labels(table, len(free), words=compiled.words.pieces)
+        elif free:
+            start[free] = from_random(table, len(free), generator=generator)
+        return SoftPrompt(
+            start, scale=float(table.square().mean().sqrt()), reparameterization=self.reparameterization,
+            generator=generator,
+        )
+
+
+def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
+    """Sample weights as an array of length n with mean 1.
+
+    Raises
+    ------
+    DataError
+        If there are not n numbers, one is negative or not finite, or all are zero.
+    """
+    if sample_weight is None:
+        return np.ones(n)
+    weights = np.asarray(sample_weight, dtype=float)
+    if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise DataError(
+            f"sample_weight of shape {weights.shape} for {n} texts; give one finite number from 0 for each, not all 0"
+        )
+    return weights / weights.mean()
+
+
+def _prefix_length(compiled: CompiledTask, batch: Sequence[Any]) -> int:
+    return min(compiled.layout.n_prefix, min(e.answer for e in batch))
+
+
+def _first_slot(compiled: CompiledTask) -> int:
+    return next(i for i, slot in enumerate(compiled.layout.parts[0].slots) if slot >= 0)
+
+
+def _peft_config(backbone: Backbone, n: int) -> dict[str, Any]:
+    config = backbone.model.config.get_text_config()
+    return {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": backbone.name,
+        "num_virtual_tokens": n,
+        "token_dim": int(backbone.model.get_input_embeddings().weight.shape[1]),
+        "num_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+        "inference_mode": True,
+    }
+
+
+def _card(clf: PromptClassifier) -> str:
+    backbone = clf.compiled_.backbone
+    peft = ""
+    if backbone.kind == "causal" and clf.compiled_.layout.n_soft_prefix:
+        peft = (
+            "\nPEFT can load the soft prompt as well. It holds the embeddings of the leading special tokens, so encode "
+            "the text with `add_special_tokens=False`; template and verbalizer are not part of PEFT's format.\n"
+        )
+    return (
+        "---\nlibrary_name: verbtune\npipeline_tag: text-classification\n"
+        f"base_model: {backbone.name or 'unknown'}\n---\n"
+        f"# {clf.task_.task}\n\n{clf.task_.description}\n\n"
+        f"A soft prompt for the frozen {backbone.kind} language model `{backbone.name}` "
+        f"({clf.trained_parameters_} trained numbers).\n\n"
+        f"- Template: `{clf.task_.template_for(backbone.kind)}`\n"
+        f"- Classes: {', '.join(map(str, clf.classes_))}\n\n"
+        "```python\nfrom verbtune import PromptClassifier\n\n"
+        'clf = PromptClassifier.from_pretrained("PATH OF THIS FOLDER")\n'
+        'clf.predict_proba(["…"])\n```\n' + peft
+    )

@@ -1,0 +1,81 @@
+"""A task compiled for a backbone: everything that is the same for every text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .backbone import Backbone
+from .encode import Example, Layout, Row, compile_layout, encode
+from .task import Task
+from .verbalizer import LabelWords, compile_words
+
+__all__ = ["CompiledTask", "compile_task"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledTask:
+    """A layout and label words, with the backbone that they are ids of."""
+
+    backbone: Backbone
+    layout: Layout
+    words: LabelWords
+
+    def encode(self, rows: Sequence[Row]) -> list[Example]:
+        """Rows of texts as examples."""
+        return encode(self.layout, rows, self.backbone.tokenizer)
+
+    def infer(self, rows: Sequence[Row], prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Word scores (N, W) and states (N, H) of rows of texts, without gradients."""
+        return self.backbone.infer(self.encode(rows), self.words, prompt, n_prefix=self.layout.n_prefix)
+
+
+def compile_task(
+    task: Task,
+    backbone: Backbone,
+    *,
+    classes: Sequence[str] | None = None,
+    multi_token: str = "exact",
+    max_length: int | None = None,
+    soft: bool = False,
+    prompt_length: int = 0,
+    tune_template: bool = False,
+    demonstrations: Sequence[tuple[Row, str]] = (),
+) -> CompiledTask:
+    """Compile a task for a backbone.
+
+    Parameters
+    ----------
+    classes : sequence of str, optional
+        The classes wanted, in the order of the scores; default: all, sorted.
+    multi_token : {"exact", "first", "refuse"}
+        See `compile_words`.
+    max_length : int, optional
+        Most positions an example may take, at most what the backbone can read.
+    soft, prompt_length, tune_template, demonstrations
+        See `compile_layout`.
+
+    Raises
+    ------
+    TaskError
+        If template or label words do not fit the backbone.
+    """
+    limit = min(max_length or backbone.max_length, backbone.max_length)
+    layout = compile_layout(
+        task,
+        backbone.tokenizer,
+        backbone.kind,
+        max_length=limit,
+        soft=soft,
+        prompt_length=prompt_length,
+        tune_template=tune_template,
+        demonstrations=demonstrations,
+    )
+    words = compile_words(
+        task, backbone.tokenizer, lead=layout.answer_lead, classes=classes, multi_token=multi_token
+    )
+    # The further pieces of the longest label word need positions too.
+    layout = dataclasses.replace(layout, max_length=limit - (words.longest - 1))
+    return CompiledTask(backbone, layout, words)

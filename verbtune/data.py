@@ -1,0 +1,336 @@
+"""Examples: what users hand over, what files hold, and fair few-shot samples of it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .encode import Row
+from .task import Task, tasks_folder
+
+__all__ = [
+    "DataError",
+    "Split",
+    "Splits",
+    "check_labels",
+    "check_rows",
+    "checksum",
+    "load_splits",
+    "read_split",
+    "sample_shots",
+    "stream_rows",
+]
+
+
+class DataError(ValueError):
+    """Texts, labels or a data file that cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Rows of texts and their labels."""
+
+    rows: list[Row]
+    labels: list[str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Sequence[int]) -> Split:
+        """The rows of the given indices, in that order."""
+        return Split([self.rows[i] for i in index], [self.labels[i] for i in index])
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """A task's data."""
+
+    train: Split
+    test: Split
+    validation: Split | None = None
+
+
+def check_rows(X: Any, fields: Sequence[str]) -> list[Row]:
+    """Texts in any of the usual forms as a list of field → text.
+
+    Parameters
+    ----------
+    X : list, ndarray or Series of str; list of dict; or DataFrame
+        Bare strings only for a task of one field; dicts and frames are keyed by field.
+    fields : sequence of str
+
+    Raises
+    ------
+    DataError
+        Naming the row and what is wrong with it.
+    """
+    if isinstance(X, str | bytes | Mapping):
+        raise DataError(f"expected a list of texts, got a single {type(X).__name__}; put it in a list")
+    if hasattr(X, "columns") and hasattr(X, "to_dict"):
+        missing = [name for name in fields if name not in X.columns]
+        if missing:
+            raise DataError(f"the table has no column {missing[0]!r}; its columns are {list(X.columns)}")
+        X = X[list(fields)].to_dict("records")
+    if hasattr(X, "ndim") and X.ndim == 2 and X.shape[1] == 1:
+        X = X[:, 0]
+    try:
+        items = list(X)
+    except TypeError:
+        raise DataError(f"expected a list of texts, got {type(X).__name__}") from None
+    if not items:
+        raise DataError("Found array with 0 sample(s): give at least one text")
+    return [_check_row(item, fields, i) for i, item in enumerate(items)]
+
+
+def _check_row(item: Any, fields: Sequence[str], i: int) -> Row:
+    if not isinstance(item, Mapping):
+        if len(fields) > 1:
+            raise DataError(f"row {i}: this task reads {', '.join(fields)}; give a dict with these keys, not {item!r:.60}")
+        item = {fields[0]: item}
+    row = {}
+    for name in fields:
+        if name not in item:
+            raise DataError(f"row {i}: the field {name!r} is missing; it has {', '.join(map(str, item))}")
+        text = item[name]
+        if not isinstance(text, str):
+            raise DataError(f"row {i}: {name} is {text!r:.60} ({type(text).__name__}), not a text")
+        if not text.strip():
+            raise DataError(f"row {i}: {name} is empty; remove the row or give it a text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"row {i}: {name} has a lone surrogate at character {error.start}; decode it properly, or clean it "
+                "with text.encode('utf-8', 'replace').decode()"
+            ) from None
+        row[name] = str(text)
+    return row
+
+
+def check_labels(y: Any, n_rows: int, task: Task) -> tuple[NDArray[Any], tuple[str, ...], NDArray[np.intp]]:
+    """Labels as the classes that occur, their names in the spec, and an index for every row.
+
+    Parameters
+    ----------
+    y : array-like of str or int, length n_rows
+        Class names, or integers that count the spec's classes from 0.
+
+    Returns
+    -------
+    classes : ndarray of shape (C,)
+        The distinct labels, sorted, as the user writes them.
+    names : tuple of str, length C
+        The spec's names of these classes.
+    codes : ndarray of shape (n_rows,)
+        Index into `classes` for every row.
+
+    Raises
+    ------
+    DataError
+    """
+    if y is None:
+        raise DataError("requires y to be passed, but the target y is None; give a label for every text")
+    labels = np.asarray(y)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or len(labels) != n_rows:
+        raise DataError(f"{n_rows} texts but labels of shape {labels.shape}; give one label for every text")
+    values = labels.tolist()
+    for i, value in enumerate(values):
+        if value is None or value != value:
+            raise DataError(f"row {i}: the label is {value}; Input y contains NaN or None: remove the row or label it")
+    if labels.dtype.kind == "f" and np.all(labels == labels.astype(int)):
+        labels = labels.astype(int)
+    if labels.dtype.kind in "iub":
+        names = {int(i): name for i, name in enumerate(task.classes)}
+        unknown = [v for v in np.unique(labels).tolist() if int(v) not in names]
+        known = f"0 to {len(names) - 1}, in the order {', '.join(task.classes)}"
+    else:
+        if not all(isinstance(v, str) for v in values):
+            odd = next(i for i, v in enumerate(values) if not isinstance(v, str))
+            raise DataError(f"row {odd}: the label {values[odd]!r} is neither a class name nor an integer")
+        labels = labels.astype(str) if labels.dtype.kind != "O" else labels
+        names = {name: name for name in task.classes}  # type: ignore[misc]
+        unknown = sorted({v for v in values if v not in names})
+        known = ", ".join(task.classes)
+    if unknown:
+        raise DataError(
+            f"Unknown label type: {unknown[0]!r} is no class of the task {task.task!r}; its classes are {known}"
+        )
+    classes, codes = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(f"all labels are one class, {classes[0]!r}; a classifier needs examples of at least two")
+    return classes, tuple(names[int(c) if labels.dtype.kind in "iub" else c] for c in classes), codes.astype(np.intp)
+
+
+def read_split(path: Path, task: Task) -> Split:
+    """A labelled split from a JSONL or CSV file with the task's fields and `label`.
+
+    Raises
+    ------
+    DataError
+        Naming the file and line.
+    """
+    rows: list[Row] = []
+    labels: list[str] = []
+    with _open(path) as stream:
+        for line, record in _records(stream, path):
+            if "label" not in record:
+                raise DataError(f"{path}:{line}: no 'label'; a training or test row needs one")
+            label = record["label"]
+            if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(task.classes):
+                label = task.classes[label]
+            if label not in task.classes:
+                raise DataError(
+                    f"{path}:{line}: the label {label!r} is no class of the task {task.task!r}; "
+                    f"its classes are {', '.join(task.classes)}"
+                )
+            rows.append(_record_row(record, task, f"{path}:{line}"))
+            labels.append(label)
+    if not rows:
+        raise DataError(f"{path}: no rows")
+    return Split(rows, labels)
+
+
+def stream_rows(path: Path | None, task: Task, stream: TextIO | None = None) -> Iterator[Row]:
+    """Unlabelled rows of a text, CSV or JSONL file one by one, or of a stream: never the whole file at once."""
+    with _open(path) if path else _borrowed(stream) as lines:
+        for line, record in _records(lines, path or Path("standard input")):
+            yield _record_row(record, task, f"{path or 'standard input'}:{line}")
+
+
+class _borrowed:
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream or io.StringIO()
+
+    def __enter__(self) -> TextIO:
+        return self.stream
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return path.open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        if path.suffix == ".csv":
+            reader = csv.DictReader(stream)
+            for record in reader:
+                yield reader.line_num, {k: v for k, v in record.items() if k is not None}
+            return
+        for number, line in enumerate(stream, 1):
+            if path.suffix not in (".jsonl", ".json"):
+                yield number, {"": line.rstrip("\r\n")}
+                continue
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise DataError(f"{path}:{number}: not a line of JSON ({error})") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{path}:{number}: expected an object such as {{\"text\": …}}, got {line.strip():.60}")
+            yield number, record
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: not a readable CSV file ({error})") from None
+
+
+def _record_row(record: dict[str, Any], task: Task, where: str) -> Row:
+    if "" in record and len(record) == 1:
+        if len(task.fields) > 1:
+            raise DataError(f"{where}: the task {task.task!r} reads {', '.join(task.fields)}; use CSV or JSONL")
+        record = {task.fields[0]: record[""]}
+    try:
+        return _check_row(record, task.fields, 0)
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).removeprefix('row 0: ')}") from None
+
+
+def load_splits(task: Task, folder: Path | None = None) -> Splits:
+    """A task's data: from `folder/<task>/{train,validation,test}.jsonl`, the bundled files, or the hub.
+
+    Raises
+    ------
+    DataError
+        If there is no data, or it does not fit the spec.
+    """
+    root = folder / task.task if folder else tasks_folder() / task.task
+    if (root / "train.jsonl").is_file() or folder:
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder; --data takes a folder that holds {task.task}/train.jsonl")
+        held_out = root / "validation.jsonl"
+        return Splits(
+            read_split(root / "train.jsonl", task),
+            read_split(root / "test.jsonl", task),
+            read_split(held_out, task) if held_out.is_file() else None,
+        )
+    if task.dataset is None:
+        raise DataError(
+            f"the task {task.task!r} has no data of its own and no dataset: block; "
+            f"give a folder with {task.task}/train.jsonl and test.jsonl (--data)"
+        )
+    return _load_hub(task)
+
+
+def _load_hub(task: Task) -> Splits:
+    import datasets  # takes a second to import, and most runs do not need it
+
+    source = task.dataset
+    assert source is not None
+    names = {"train": source.train, "test": source.test}
+    if source.validation:
+        names["validation"] = source.validation
+    splits: dict[str, Split] = {}
+    try:
+        for split, name in names.items():
+            data = datasets.load_dataset(source.path, source.name, revision=source.revision, split=name)
+            labels = [task.classes[v] if isinstance(v, int) else v for v in data[source.label]]
+            columns = {field: data[column] for field, column in source.fields.items()}
+            rows: list[Row] = [dict(zip(columns, texts, strict=True)) for texts in zip(*columns.values(), strict=True)]
+            splits[split] = Split(rows, labels)
+    except Exception as error:  # datasets raises many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            f"cannot load {source.path!r} from the hub: {reason}; give the data as a folder instead (--data)"
+        ) from error
+    unknown = sorted({v for s in splits.values() for v in s.labels} - set(task.classes))
+    if unknown:
+        raise DataError(f"{source.path}: the label {unknown[0]!r} is no class of the task {task.task!r}")
+    return Splits(**splits)
+
+
+def sample_shots(labels: Sequence[str], shots: int, seed: int) -> list[int]:
+    """Indices of `shots` rows a class, all of a class that has fewer; the same for the same labels and seed."""
+    rng = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for name in sorted(set(labels)):
+        rows = [i for i, label in enumerate(labels) if label == name]
+        chosen += rng.permutation(rows)[:shots].tolist()
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def checksum(splits: Iterable[Split]) -> str:
+    """SHA-256 of texts and labels, in order: equal if and only if two runs saw the same data."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for row, label in zip(split.rows, split.labels, strict=True):
+            digest.update(json.dumps([dict(row), label], sort_keys=True).encode() + b"\n")
+        digest.update(b"\f")
+    return digest.hexdigest()

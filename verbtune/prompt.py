@@ -1,0 +1,110 @@
+"""Soft prompts: the vectors that are learned, and where they start.
+
+A `SoftPrompt` is `() → (P, H)`: a frozen start plus a learned change that is zero at first, so that step 0
+of training is the start itself. Only the sum is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["SoftPrompt", "from_labels", "from_random", "from_vocabulary"]
+
+REPARAMETERIZATIONS = ("direct", "mlp", "low_rank")
+
+
+class SoftPrompt(nn.Module):
+    """P vectors, `start + scale · change(θ)`, with a change of zero at the start.
+
+    `change` is θ itself (direct; Lester et al. 2021, arXiv 2104.08691), `tanh(Z W₁) W₂` (mlp; P-tuning, Liu
+    et al. 2021, arXiv 2103.10385) or `A B` (low_rank; in the spirit of DePT, Shi and Lipani 2023, arXiv
+    2309.05173). In units of `scale`, the root mean square of the LM's embeddings, one learning rate
+    serves all LMs.
+
+    Parameters
+    ----------
+    start : Tensor of shape (P, H)
+        Where the vectors begin.
+    scale : float
+        Size of one unit of change.
+    reparameterization : {"direct", "mlp", "low_rank"}, default="direct"
+    rank : int, default=4
+        Width of the low-rank factors.
+    generator : torch.Generator, optional
+        Source of the random factors; those that multiply them are zero.
+
+    Examples
+    --------
+    >>> prompt = SoftPrompt(torch.ones(3, 8), scale=1.0)
+    >>> prompt().shape
+    torch.Size([3, 8])
+    """
+
+    start: Tensor
+
+    def __init__(
+        self,
+        start: Tensor,
+        *,
+        scale: float,
+        reparameterization: str = "direct",
+        rank: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        n, width = start.shape
+        self.scale = scale
+        self.reparameterization = reparameterization
+        self.register_buffer("start", start.detach().clone())
+
+        def random(rows: int, columns: int) -> nn.Parameter:
+            noise = torch.randn(rows, columns, generator=generator) / columns**0.5
+            return nn.Parameter(noise.to(start.device))
+
+        if reparameterization == "direct":
+            self.theta = nn.Parameter(torch.zeros_like(start))  # (P, H)
+        elif reparameterization == "mlp":
+            self.inputs = random(n, width)  # (P, H)
+            self.hidden = random(width, width)  # (H, H)
+            self.theta = nn.Parameter(torch.zeros(width, width, device=start.device))  # (H, H)
+        elif reparameterization == "low_rank":
+            self.left = random(n, rank)  # (P, R)
+            self.theta = nn.Parameter(torch.zeros(rank, width, device=start.device))  # (R, H)
+        else:
+            raise ValueError(
+                f"reparameterization={reparameterization!r} is unknown; use one of {', '.join(REPARAMETERIZATIONS)}"
+            )
+
+    def forward(self) -> Tensor:
+        """The vectors, of shape (P, H)."""
+        if self.reparameterization == "mlp":
+            change = torch.tanh(self.inputs @ self.hidden) @ self.theta
+        elif self.reparameterization == "low_rank":
+            change = self.left @ self.theta
+        else:
+            change = self.theta
+        return self.start + self.scale * change  # (P, H)
+
+
+def from_vocabulary(embeddings: Tensor, n: int, *, exclude: Sequence[int], generator: torch.Generator) -> Tensor:
+    """`n` real token embeddings, drawn without the special ones; shape (n, H)."""
+    allowed = torch.ones(len(embeddings))
+    allowed[list(exclude)] = 0
+    ids = torch.multinomial(allowed, n, replacement=n > int(allowed.sum()), generator=generator)
+    return embeddings[ids.to(embeddings.device)].detach().clone()
+
+
+def from_labels(embeddings: Tensor, n: int, *, words: Sequence[Sequence[int]]) -> Tensor:
+    """`n` vectors that go round the label words, a word of several pieces by its mean; shape (n, H)."""
+    means = torch.stack([embeddings[list(pieces)].mean(dim=0) for pieces in words])  # (W, H)
+    return means[torch.arange(n) % len(means)].detach().clone()
+
+
+def from_random(embeddings: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
+    """`n` random directions with the mean norm of real embeddings; shape (n, H)."""
+    noise = torch.randn(n, embeddings.shape[1], generator=generator).to(embeddings.device)
+    norm = embeddings.norm(dim=1).mean()
+    return (noise / noise.norm(dim=1, keepdim=True) * norm).to(embeddings.dtype)
