@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
@@ -275,6 +276,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The most probable class of each text."""
         best: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return best
+
+    @property
+    def artifact_bytes_(self) -> int:
+        """Bytes on disk of the saved classifier."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "saved")
+            return artifact.size(Path(folder) / "saved")
 
     def nearest_tokens(self, k: int = 3) -> list[list[tuple[str, float]]]:
         """The real tokens nearest to each learned vector.

@@ -31,6 +31,13 @@ class CompiledTask:
         """Word scores (N, W) and states (N, H) of rows of texts, without gradients."""
         return self.backbone.infer(self.encode(rows), self.words, prompt, n_prefix=self.layout.n_prefix)
 
+    def states(self, rows: Sequence[Row], prompt: Tensor | None = None) -> Tensor:
+        """States (N, H) at the answer alone, in one short pass whatever the label words are."""
+        one = dataclasses.replace(
+            self.words, words=self.words.words[:1], pieces=(self.words.pieces[0][:1],), owner=(0,), weights=(1.0,)
+        )
+        return dataclasses.replace(self, words=one).infer(rows, prompt)[1]
+
 
 def compile_task(
     task: Task,

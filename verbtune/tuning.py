@@ -107,7 +107,7 @@ def tune(
     batches = _batches(n_examples, batch_size, seed)
     score = validate() if validate else None
     history = History([Step(0, math.nan, 0.0, [], score)])
-    best, best_score, waited = _snapshot(parts), score, 0
+    best, best_score, waited = _snapshot(parts) if validate else {}, score, 0
     bar = tqdm(total=steps, desc="tuning", disable=not (progress and sys.stderr.isatty()), leave=False)
     step = 0
     try:
