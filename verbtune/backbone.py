@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -37,7 +38,7 @@ from .builtin import builtin_path
 from .encode import Batch, Example, collate
 from .verbalizer import LabelWords
 
-__all__ = ["Backbone", "BackboneError"]
+__all__ = ["Backbone", "BackboneError", "Start"]
 
 Kind = Literal["masked", "causal"]
 
@@ -63,6 +64,39 @@ class _Head(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         self.states = states  # (B, M, H)
         return F.linear(states, *self.matrix)  # (B, M, W)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How examples begin, as a causal LM's keys and values.
+
+    Attributes
+    ----------
+    cache : Cache
+        Of B rows, or of one that all examples share.
+    attention : Tensor of shape (B, F)
+        1 at the positions that are real.
+    """
+
+    cache: Cache
+    attention: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Positions of each row that are known, of shape (B,)."""
+        return self.attention.sum(1)
+
+    def select(self, rows: Sequence[int]) -> Start:
+        """The given rows; what they are taken from stays as it is."""
+        index = torch.tensor(rows, device=self.attention.device)
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        cache.batch_select_indices(index)
+        return Start(cache, self.attention[index])
+
+    def of_size(self, size: int) -> Start:
+        """A copy that a forward pass of so many rows may extend."""
+        return self.select(list(range(size)) if len(self.attention) == size else [0] * size)
 
 
 class Backbone:
@@ -258,7 +292,7 @@ class Backbone:
         words: LabelWords,
         prompt: Tensor | None = None,
         *,
-        prefix: Cache | None = None,
+        start: Start | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of all label words after each example, in one padded batch.
 
@@ -271,8 +305,8 @@ class Backbone:
         words : LabelWords
         prompt : Tensor of shape (P, H), optional
             The vectors at the soft slots.
-        prefix : Cache, optional
-            What `encode_prefix` made of the examples' common start.
+        start : Start, optional
+            What `encode_start` made of how the examples begin, for a causal LM.
 
         Returns
         -------
@@ -284,20 +318,35 @@ class Backbone:
         with self._lock:
             if words.longest == 1:
                 rows = torch.tensor([p[0] for p in words.pieces], device=self.device)
-                logits, states, _ = self._run(self._collate(examples), prompt, rows=rows, prefix=prefix)
+                logits, states, _ = self._run(examples, prompt, rows=rows, start=start)
                 return logits[:, 0].float(), states[:, 0].float()
             if self.kind == "masked":
                 return self._masked_words(examples, words, prompt)
-            return self._causal_words(examples, words, prompt, prefix)
+            return self._causal_words(examples, words, prompt, start)
 
-    def encode_prefix(self, example: Example, length: int, prompt: Tensor | None) -> Cache | None:
-        """Keys and values of the first `length` positions of an example, for all that start like it."""
-        if self.kind != "causal" or length < 1:
+    def encode_start(
+        self, examples: Sequence[Example], lengths: Sequence[int], prompt: Tensor | None = None
+    ) -> Start | None:
+        """Keys and values of the first positions of each example, which a causal LM need not see again.
+
+        Parameters
+        ----------
+        examples : sequence of Example
+            One that all others start like, or those of a batch.
+        lengths : sequence of int
+            How many positions of each; at most up to its answer.
+
+        Returns
+        -------
+        Start or None
+            None for a masked LM, where every position sees every other, or if there is nothing to keep.
+        """
+        if self.kind != "causal" or min(lengths) < 1:
             return None
-        start = Example(example.ids[:length], example.slots[:length], length - 1)
+        cut = [Example(e.ids[:n], e.slots[:n], n - 1) for e, n in zip(examples, lengths, strict=True)]
         with self._lock:
-            *_, cache = self._run(self._collate([start]), prompt, rows=torch.zeros(1, dtype=torch.long), cached=True)
-        return cache
+            *_, grown = self._run(cut, prompt, rows=torch.zeros(1, dtype=torch.long), keep=True)
+        return grown
 
     def infer(
         self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None = None, *, n_prefix: int = 0
@@ -319,68 +368,72 @@ class Backbone:
         if not examples:
             return scores, states
         with torch.inference_mode():
-            length = min(n_prefix, min(e.answer for e in examples))
-            prefix = self.encode_prefix(examples[0], length, prompt)
-            budget = TOKENS_PER_BATCH
-            pending = list(_by_length([len(e.ids) for e in examples], budget))
+            start = self.encode_start(examples[:1], [min(n_prefix, min(e.answer for e in examples))], prompt)
+            pending = list(_by_length([len(e.ids) for e in examples], TOKENS_PER_BATCH))
             while pending:
                 index = pending.pop()
+                batch = [examples[i] for i in index]
                 try:
-                    batch = [examples[i] for i in index]
                     scores[index], states[index] = (
-                        t.cpu() for t in self.word_scores(batch, words, prompt, prefix=prefix)
+                        t.cpu() for t in self.word_scores(batch, words, prompt, start=start)
                     )
                 except RuntimeError as error:
-                    if "out of memory" not in str(error).lower() and "allocate" not in str(error).lower():
-                        raise
-                    if len(index) == 1:
+                    if len(index) == 1 or not _out_of_memory(error):
                         raise
                     half = len(index) // 2
                     pending += [index[:half], index[half:]]
         return scores, states
+
+    def _run(
+        self,
+        examples: Sequence[Example],
+        prompt: Tensor | None,
+        *,
+        rows: Tensor | None = None,
+        n_masks: int = 1,
+        start: Start | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, Tensor, Start | None]:
+        """Logits (B, M, W or V) and states (B, M, H) at the answers; with `keep`, how to go on from there."""
+        inputs: dict[str, Any] = {}
+        known = torch.zeros(len(examples), 0, dtype=torch.long, device=self.device)
+        if start is not None:
+            start = start.of_size(len(examples))
+            known = start.attention
+            done = start.lengths.tolist()
+            examples = [
+                Example(e.ids[n:], e.slots[n:], e.answer - n) for e, n in zip(examples, done, strict=True)
+            ]
+        batch = self._collate(examples, n_masks)
+        embeds = self.embed(batch.ids)  # (B, T, H)
+        if prompt is not None and bool((batch.slots >= 0).any()):
+            soft = prompt.to(embeds.dtype)[batch.slots.clamp(min=0)]  # (B, T, H)
+            embeds = torch.where((batch.slots >= 0)[..., None], soft, embeds)
+        attention = torch.cat([known, batch.attention], dim=1)  # (B, F + T)
+        if start is not None:
+            inputs["past_key_values"] = start.cache
+            if self._takes_positions:
+                inputs["position_ids"] = start.lengths[:, None] + torch.arange(embeds.shape[1], device=self.device)
+        elif keep:
+            inputs["past_key_values"] = DynamicCache(config=self.model.config)
+        if self.kind == "causal":
+            inputs["use_cache"] = "past_key_values" in inputs
+        head = self._head(rows)
+        with self._only_at(batch.answers, head):
+            # Without padding no mask is passed: attention then takes its faster kernel.
+            output = self.model(
+                inputs_embeds=embeds, attention_mask=None if bool(attention.all()) else attention, **inputs
+            )
+        assert head.states is not None
+        logits, states = output.logits, head.states
+        grown = Start(inputs["past_key_values"], attention) if keep else None
+        return logits, states, grown
 
     def _collate(self, examples: Sequence[Example], n_masks: int = 1) -> Batch:
         pad = self.tokenizer.pad_token_id
         mask = self.tokenizer.mask_token_id if self.kind == "masked" else None
         batch = collate(examples, pad_id=0 if pad is None else pad, mask_id=mask, n_masks=n_masks)
         return Batch(*(t.to(self.device) for t in (batch.ids, batch.attention, batch.slots, batch.answers)))
-
-    def _run(
-        self,
-        batch: Batch,
-        prompt: Tensor | None,
-        *,
-        rows: Tensor | None = None,
-        prefix: Cache | None = None,
-        cached: bool = False,
-    ) -> tuple[Tensor, Tensor, Cache | None]:
-        """Logits (B, M, W or V) and states (B, M, H) at the answers, and the keys and values if asked."""
-        size, offset = len(batch.ids), 0
-        inputs: dict[str, Any] = {}
-        if prefix is not None:
-            offset = prefix.get_seq_length()
-            inputs["past_key_values"] = _select(prefix, torch.zeros(size, dtype=torch.long, device=self.device))
-        elif cached:
-            inputs["past_key_values"] = DynamicCache(config=self.model.config)
-        embeds = self.embed(batch.ids[:, offset:])  # (B, T', H)
-        slots = batch.slots[:, offset:]  # (B, T')
-        if prompt is not None and bool((slots >= 0).any()):
-            soft = prompt.to(embeds.dtype)[slots.clamp(min=0)]  # (B, T', H)
-            embeds = torch.where((slots >= 0)[..., None], soft, embeds)
-        # Without padding no mask is passed: attention then takes its faster kernel.
-        attention = None if bool(batch.attention.all()) else batch.attention
-        head = self._head(rows)
-        with self._only_at(batch.answers - offset, head):
-            output = self.model(
-                inputs_embeds=embeds, attention_mask=attention, use_cache=cached or prefix is not None, **inputs
-            ) if self.kind == "causal" else self.model(inputs_embeds=embeds, attention_mask=attention)
-        assert head.states is not None
-        logits, states = output.logits, head.states
-        if logits.shape[1] != batch.answers.shape[1]:
-            at = (batch.answers - offset)[..., None]
-            logits = logits.gather(1, at.expand(-1, -1, logits.shape[2]))
-            states = states.gather(1, at.expand(-1, -1, states.shape[2]))
-        return logits, states, inputs.get("past_key_values")
 
     def _head(self, rows: Tensor | None) -> _Head:
         output = self.model.get_output_embeddings()
@@ -411,61 +464,52 @@ class Backbone:
     def _masked_words(
         self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        lengths = [len(p) for p in words.pieces]
-        columns: list[Tensor] = [torch.empty(0)] * len(lengths)
+        scores: dict[int, Tensor] = {}
         first: Tensor | None = None
-        for n in sorted(set(lengths)):
-            logits, states, _ = self._run(self._collate(examples, n), prompt)
+        for n in sorted({len(pieces) for pieces in words.pieces}):
+            logits, states, _ = self._run(examples, prompt, n_masks=n)
             logs = logits.float().log_softmax(-1)  # (B, n, V)
             first = states[:, 0] if first is None else first
-            for w, pieces in enumerate(words.pieces):
-                if len(pieces) == n:
-                    columns[w] = sum(logs[:, j, piece] for j, piece in enumerate(pieces))  # type: ignore[assignment]
+            of_length = [w for w, pieces in enumerate(words.pieces) if len(pieces) == n]
+            pieces = torch.tensor([words.pieces[w] for w in of_length], device=self.device)  # (W', n)
+            each = torch.stack([logs[:, j, pieces[:, j]] for j in range(n)]).sum(0)  # (B, W')
+            scores |= dict(zip(of_length, each.unbind(1), strict=True))
         assert first is not None
-        return torch.stack(columns, dim=1), first.float()
+        return torch.stack([scores[w] for w in range(len(words.words))], dim=1), first.float()
 
     def _causal_words(
-        self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None, prefix: Cache | None
+        self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None, start: Start | None
     ) -> tuple[Tensor, Tensor]:
-        batch = self._collate(examples)
-        logits, states, cache = self._run(batch, prompt, prefix=prefix, cached=True)
-        assert cache is not None
+        logits, states, context = self._run(examples, prompt, start=start, keep=True)
+        assert context is not None
         logs = logits[:, 0].float().log_softmax(-1)  # (B, V)
-        scores = logs[:, [p[0] for p in words.pieces]]  # (B, W)
-        longer = [w for w, p in enumerate(words.pieces) if len(p) > 1]
-        width = words.longest - 1
-        pieces = torch.zeros(len(longer), width, dtype=torch.long, device=self.device)  # (W', N)
-        known = torch.zeros_like(pieces, dtype=torch.bool)
-        targets = torch.zeros_like(pieces)
-        for i, w in enumerate(longer):
-            n = len(words.pieces[w]) - 1
-            pieces[i, :n] = torch.tensor(words.pieces[w][:-1])
-            targets[i, :n] = torch.tensor(words.pieces[w][1:])
-            known[i, :n] = True
+        scores = logs[:, [pieces[0] for pieces in words.pieces]]  # (B, W)
+        longer = [w for w, pieces in enumerate(words.pieces) if len(pieces) > 1]
         # Every (example, word) pair goes on from its example's keys and values.
-        row, word = (t.flatten() for t in torch.meshgrid(
-            torch.arange(len(examples), device=self.device), torch.arange(len(longer), device=self.device), indexing="ij"
-        ))
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        step = max(1, LOGITS_PER_CHUNK // (width * vocabulary))
-        sums = []
-        for r, w in zip(row.split(step), word.split(step), strict=True):
-            attention = torch.cat([batch.attention[r], known[w].long()], dim=1)  # (R, T + N)
-            inputs: dict[str, Any] = {}
-            if self._takes_positions:
-                inputs["position_ids"] = batch.attention[r].sum(1, keepdim=True) + torch.arange(width, device=self.device)
-            output = self.model(
-                inputs_embeds=self.embed(pieces[w]),
-                attention_mask=attention,
-                past_key_values=_select(cache, r),
-                use_cache=True,
-                **inputs,
-            )
-            token_logs = output.logits.float().log_softmax(-1).gather(2, targets[w][..., None])[..., 0]  # (R, N)
-            sums.append((token_logs * known[w]).sum(1))
-        rest = torch.zeros_like(scores)
-        rest[:, longer] = torch.cat(sums).view(len(examples), len(longer))
-        return scores + rest, states[:, 0].float()
+        pairs = [(i, w) for i in range(len(examples)) for w in longer]
+        size = max(1, LOGITS_PER_CHUNK // ((words.longest - 1) * logits.shape[2]))
+        rest: list[Tensor] = []
+        for at in range(0, len(pairs), size):
+            chunk = pairs[at : at + size]
+            rest += self._continuations([words.pieces[w] for _, w in chunk], context.select([i for i, _ in chunk]))
+        columns = torch.stack(rest).view(len(examples), len(longer))  # (B, W')
+        return scores.index_add(1, torch.tensor(longer, device=self.device), columns), states[:, 0].float()
+
+    def _continuations(self, tails: Sequence[tuple[int, ...]], start: Start) -> list[Tensor]:
+        """Log-probability of each word's pieces after its first one."""
+        batch = self._collate([Example(list(t[:-1]), [-1] * (len(t) - 1), 0) for t in tails])
+        steps = torch.arange(batch.ids.shape[1], device=self.device)
+        extra = {"position_ids": start.lengths[:, None] + steps} if self._takes_positions else {}
+        output = self.model(
+            inputs_embeds=self.embed(batch.ids),
+            attention_mask=torch.cat([start.attention, batch.attention], dim=1),
+            past_key_values=start.cache,
+            use_cache=True,
+            **extra,
+        )
+        targets = self._collate([Example(list(t[1:]), [-1] * (len(t) - 1), 0) for t in tails]).ids  # (R, N)
+        logs = output.logits.float().log_softmax(-1).gather(2, targets[..., None])[..., 0]  # (R, N)
+        return list((logs * batch.attention).sum(1))
 
 
 _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Backbone] = weakref.WeakValueDictionary()
@@ -481,12 +525,9 @@ def _kind_of(architecture: str) -> Kind | None:
     return None
 
 
-def _select(cache: Cache, rows: Tensor) -> Cache:
-    """A cache of the given rows of another, which stays as it is."""
-    selected = copy.copy(cache)
-    selected.layers = [copy.copy(layer) for layer in cache.layers]
-    selected.batch_select_indices(rows)
-    return selected
+def _out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return "out of memory" in text or "allocate memory" in text
 
 
 def _by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

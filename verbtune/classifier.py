@@ -210,8 +210,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         def loss(index: Sequence[int], vectors: Tensor | None) -> Tensor:
             at = training[index]
             batch = [examples[i] for i in at]
-            prefix = backbone.encode_prefix(batch[0], _prefix_length(compiled, batch), vectors)
-            scores = verbalizer(*backbone.word_scores(batch, compiled.words, vectors, prefix=prefix))  # (B, C)
+            start = backbone.encode_start(batch[:1], [_prefix_length(compiled, batch)], vectors)
+            scores = verbalizer(*backbone.word_scores(batch, compiled.words, vectors, start=start))  # (B, C)
             losses = F.cross_entropy(scores, targets[at], reduction="none")  # (B,)
             return (losses * scale[at]).mean()
 
