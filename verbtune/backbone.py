@@ -38,7 +38,7 @@ from .builtin import builtin_path
 from .encode import Batch, Example, collate
 from .verbalizer import LabelWords
 
-__all__ = ["Backbone", "BackboneError", "Start"]
+__all__ = ["Backbone", "BackboneError", "Start", "by_length"]
 
 Kind = Literal["masked", "causal"]
 
@@ -369,7 +369,7 @@ class Backbone:
             return scores, states
         with torch.inference_mode():
             start = self.encode_start(examples[:1], [min(n_prefix, min(e.answer for e in examples))], prompt)
-            pending = list(_by_length([len(e.ids) for e in examples], TOKENS_PER_BATCH))
+            pending = list(by_length([len(e.ids) for e in examples]))
             while pending:
                 index = pending.pop()
                 batch = [examples[i] for i in index]
@@ -415,7 +415,7 @@ class Backbone:
             if self._takes_positions:
                 inputs["position_ids"] = start.lengths[:, None] + torch.arange(embeds.shape[1], device=self.device)
         elif keep:
-            inputs["past_key_values"] = DynamicCache(config=self.model.config)
+            inputs["past_key_values"] = DynamicCache()  # without config no sliding layer drops positions
         if self.kind == "causal":
             inputs["use_cache"] = "past_key_values" in inputs
         head = self._head(rows)
@@ -530,12 +530,12 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return "out of memory" in text or "allocate memory" in text
 
 
-def _by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each at most `budget` positions when padded, longest last."""
+def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices in batches of similar length, each at most `TOKENS_PER_BATCH` positions when padded."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     batch: list[int] = []
     for i in order:
-        if batch and (len(batch) + 1) * lengths[i] > budget:
+        if batch and (len(batch) + 1) * lengths[i] > TOKENS_PER_BATCH:
             yield batch
             batch = []
         batch.append(i)

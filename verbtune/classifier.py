@@ -29,6 +29,7 @@ from .data import DataError, check_labels, check_rows
 from .plots import draw_history
 from .prompt import REPARAMETERIZATIONS, SoftPrompt, from_labels, from_random, from_vocabulary
 from .task import Task
+from .text_cache import TextCache, frozen_length
 from .tuning import History, tune
 from .verbalizer import AGGREGATIONS, MULTI_TOKEN, Verbalizer
 
@@ -204,13 +205,18 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         parts = nn.ModuleList([verbalizer] if prompt is None else [verbalizer, prompt])
 
         examples = compiled.encode(rows)
+        # On a causal LM either the text comes before all soft tokens and is read once, or a stretch that all
+        # examples share comes first and is read once a batch.
+        shared = min(compiled.layout.n_prefix, *(e.answer for e in examples))
+        frozen = [frozen_length(e) for e in examples]
+        texts = TextCache(backbone, examples, frozen) if backbone.kind == "causal" and min(frozen) > shared else None
         targets = torch.tensor(codes, device=backbone.device)  # (N,)
         scale = torch.tensor(weights, dtype=torch.float32, device=backbone.device)  # (N,)
 
         def loss(index: Sequence[int], vectors: Tensor | None) -> Tensor:
-            at = training[index]
+            at = training[list(index)].tolist()
             batch = [examples[i] for i in at]
-            start = backbone.encode_start(batch[:1], [_prefix_length(compiled, batch)], vectors)
+            start = texts.start(at) if texts else backbone.encode_start(batch[:1], [shared], vectors)
             scores = verbalizer(*backbone.word_scores(batch, compiled.words, vectors, start=start))  # (B, C)
             losses = F.cross_entropy(scores, targets[at], reduction="none")  # (B,)
             return (losses * scale[at]).mean()
@@ -491,10 +497,6 @@ def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
             f"sample_weight of shape {weights.shape} for {n} texts; give one finite number from 0 for each, not all 0"
         )
     return weights / weights.mean()
-
-
-def _prefix_length(compiled: CompiledTask, batch: Sequence[Any]) -> int:
-    return min(compiled.layout.n_prefix, min(e.answer for e in batch))
 
 
 def _first_slot(compiled: CompiledTask) -> int:
