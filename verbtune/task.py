@@ -7,10 +7,9 @@ It is read from YAML, from a dict or by the name of a bundled task, validated on
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ __all__ = [
 ]
 
 MAX_SPEC_BYTES = 1_000_000
+MAX_WEIGHT = 1_000_000
 TRUNCATE_SIDES = ("tail", "head", "middle")
 METRICS = ("accuracy", "macro_f1")
 
@@ -115,7 +115,9 @@ class Template:
                 f"{where}: {template!r} does not parse ({error}); write {{{{ and }}}} for literal braces"
             ) from None
         for literal, name, spec, conversion in pieces:
-            if literal:
+            if literal and segments and isinstance(segments[-1], Literal):  # a brace was between them
+                segments[-1] = Literal(segments[-1].text + literal)
+            elif literal:
                 segments.append(Literal(literal))
             if name is None:
                 continue
@@ -404,7 +406,18 @@ class Task:
 
     def to_yaml(self) -> str:
         """The spec as the text of a YAML file."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+        return yaml.dump(self.to_dict(), Dumper=_SpecDumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _SpecDumper(yaml.SafeDumper):
+    """Escapes the line breaks that PyYAML would otherwise fold into spaces."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_SpecDumper.add_representer(str, _SpecDumper.represent_str)
 
 
 class _SpecLoader(yaml.SafeLoader):
@@ -417,10 +430,11 @@ class _SpecLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if isinstance(key, list | dict) or keys.count(key) > 1:
+        seen: set[Any] = set()
+        for key in (self.construct_object(key, deep=True) for key, _ in node.value):
+            if not isinstance(key, Hashable) or key in seen:
                 raise yaml.YAMLError(f"the key {key!r} is repeated or no plain value")
+            seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -442,25 +456,26 @@ def _verbalizer(spec: Any, source: str) -> dict[str, dict[str, float]]:
             raise TaskError(f"{where}: the class {name!r} is empty; give it a name")
         if isinstance(words, str):
             words = [words]
-        if not isinstance(words, Mapping):
-            if not isinstance(words, Sequence) or not words:
-                raise TaskError(f"{where}: {name}: expected a list of label words, got {words!r}")
-            if len(words) != len({repr(w) for w in words}):
-                raise TaskError(f"{where}: {name}: a label word is repeated in {list(words)}; write it once")
-            words = dict.fromkeys(map(_hashable, words), 1.0)
-        for word, weight in words.items():
+        if not isinstance(words, Mapping | Sequence):
+            raise TaskError(f"{where}: {name}: expected a list of label words, got {words!r}")
+        pairs = list(words.items()) if isinstance(words, Mapping) else [(word, 1.0) for word in words]
+        for word, weight in pairs:
             if not isinstance(word, str):
                 raise TaskError(
                     f"{where}: {name}: the label word {word!r} is not a string; quote it, as in {_yaml_word(word)!r}"
                 )
             if not word.strip():
                 raise TaskError(f"{where}: {name}: an empty label word; remove it")
-            good = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
-            if not good or weight <= 0:
-                raise TaskError(f"{where}: {name}: the weight {weight!r} of {word!r} is not a number above 0")
-        if not words:
+            good = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not good or not 0 < weight <= MAX_WEIGHT:
+                raise TaskError(
+                    f"{where}: {name}: the weight {weight!r:.40} of {word!r} is not a number above 0 (a million at most)"
+                )
+        if not pairs:
             raise TaskError(f"{where}: {name}: no label words; give at least one")
-        verbalizer[name] = {word.strip(): float(weight) for word, weight in words.items()}
+        verbalizer[name] = {word.strip(): float(weight) for word, weight in pairs}
+        if len(verbalizer[name]) < len(pairs):
+            raise TaskError(f"{where}: {name}: a label word is repeated in {list(words)}; write it once")
     owner: dict[str, str] = {}
     for name, words in verbalizer.items():
         for word in words:
@@ -471,10 +486,6 @@ def _verbalizer(spec: Any, source: str) -> dict[str, dict[str, float]]:
                 )
             owner[word] = name
     return verbalizer
-
-
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
 def _yaml_word(value: Any) -> str:
