@@ -45,8 +45,18 @@ def changed(**changes: Any) -> dict[str, Any]:
 def test_every_kind_of_piece_becomes_its_segment() -> None:
     template = Template.parse("{{{soft}{soft:8} {soft:in short} {text_a}?{text_b}}} {answer}.")
     assert template.segments == (
-        Literal("{"), Soft(), Soft(length=8), Literal(" "), Soft(text="in short"), Literal(" "), Field("text_a"),
-        Literal("?"), Field("text_b"), Literal("} "), Answer(), Literal("."),
+        Literal("{"),
+        Soft(),
+        Soft(length=8),
+        Literal(" "),
+        Soft(text="in short"),
+        Literal(" "),
+        Field("text_a"),
+        Literal("?"),
+        Field("text_b"),
+        Literal("} "),
+        Answer(),
+        Literal("."),
     )
     assert template.fields == ("text_a", "text_b")
     assert template.segments[template.answer_index] == Answer()
@@ -369,12 +379,20 @@ word = st.text(LETTERS, min_size=1, max_size=12).filter(str.strip)
 # Words must differ within a task once white space around them is gone.
 verbalizers = (
     st.lists(word, min_size=2, max_size=8, unique_by=str.strip)
-    .flatmap(lambda words: st.tuples(st.just(words), st.lists(word, min_size=2, max_size=2, unique=True),
-                                     st.lists(st.floats(1e-6, 1e6), min_size=8, max_size=8), st.booleans()))
-    .map(lambda d: {
-        d[1][0]: dict(zip(d[0][:1], d[2], strict=False)) if d[3] else d[0][:1],
-        d[1][1]: dict(zip(d[0][1:], d[2], strict=False)) if d[3] else d[0][1:],
-    })
+    .flatmap(
+        lambda words: st.tuples(
+            st.just(words),
+            st.lists(word, min_size=2, max_size=2, unique=True),
+            st.lists(st.floats(1e-6, 1e6), min_size=8, max_size=8),
+            st.booleans(),
+        )
+    )
+    .map(
+        lambda d: {
+            d[1][0]: dict(zip(d[0][:1], d[2], strict=False)) if d[3] else d[0][:1],
+            d[1][1]: dict(zip(d[0][1:], d[2], strict=False)) if d[3] else d[0][1:],
+        }
+    )
 )
 
 

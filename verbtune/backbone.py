@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -181,6 +182,7 @@ class Backbone:
         """
         if isinstance(name, Backbone):
             return name
+        origin = functools.partial(cls.load, str(name), kind=kind, revision=revision, device=device, dtype=dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto":
             dtype = "bfloat16" if device.startswith("cuda") else "float32"
@@ -191,6 +193,7 @@ class Backbone:
             backbone = _LOADED.get(key)
             if backbone is None:
                 backbone = _LOADED[key] = cls._load(*key)
+                backbone._origin = origin
             _LATEST[:] = [backbone]
         return backbone
 
@@ -225,11 +228,7 @@ class Backbone:
                 f"{name}: the weights lack {len(missing)} tensors of {type(model).__name__} (first: {missing[0]}), so "
                 "it has no trained LM head; use a checkpoint saved with its language-model head"
             )
-        backbone = cls(model.to(device), tokenizer, kind=kind, name=name)
-        backbone._origin = functools.partial(
-            cls.load, name, kind=kind, revision=revision, device=device, dtype=dtype
-        )
-        return backbone
+        return cls(model.to(device), tokenizer, kind=kind, name=name)
 
     def __sklearn_clone__(self) -> Backbone:
         return self
@@ -250,10 +249,11 @@ class Backbone:
         """Where the model is."""
         return self.model.device
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """Size H of the state that the output matrix reads."""
-        return int(self.model.get_output_embeddings().weight.shape[1])
+        with self._lock:
+            return int(self.model.get_output_embeddings().weight.shape[1])
 
     @functools.cached_property
     def max_length(self) -> int:
@@ -270,10 +270,14 @@ class Backbone:
     def fingerprint(self) -> str:
         """What tells this LM from any other: SHA-256 of its weights as they are in memory."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        with self._lock:
+            tensors = sorted(self.model.state_dict().items())
+        for name, tensor in tensors:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy())
-        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        # What a call leaves behind in a fast tokenizer is no part of what it is.
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+        digest.update(json.dumps(tokenizer, sort_keys=True).encode())
         return digest.hexdigest()
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -282,8 +286,8 @@ class Backbone:
         return embedding
 
     def embedding_table(self) -> Tensor:
-        """The input embeddings of the whole vocabulary, of shape (V, H), in float32."""
-        size = self.model.get_input_embeddings().weight.shape[0]
+        """The input embeddings of the tokenizer's whole vocabulary, of shape (V, H), in float32."""
+        size = min(self.model.get_input_embeddings().weight.shape[0], len(self.tokenizer))
         return self.embed(torch.arange(size)).detach().float()
 
     def word_scores(
@@ -453,7 +457,10 @@ class Backbone:
             return output
 
         original = self.model.get_output_embeddings()
-        hook = self.model.get_decoder().register_forward_hook(gather)
+        trunk = self.model.get_decoder()
+        if trunk is original:  # ModernBERT has its output matrix under the name "decoder"
+            trunk = self.model.base_model
+        hook = trunk.register_forward_hook(gather)
         self.model.set_output_embeddings(head)
         try:
             yield
