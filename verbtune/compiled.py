@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .backbone import Backbone
-from .encode import Example, Layout, Row, compile_layout, encode
+from .encode import Example, Layout, Row, compile_layout, encode, shorten
 from .task import Task
 from .verbalizer import LabelWords, compile_words
 
@@ -83,6 +83,4 @@ def compile_task(
     words = compile_words(
         task, backbone.tokenizer, lead=layout.answer_lead, classes=classes, multi_token=multi_token
     )
-    # The further pieces of the longest label word need positions too.
-    layout = dataclasses.replace(layout, max_length=limit - (words.longest - 1))
-    return CompiledTask(backbone, layout, words)
+    return CompiledTask(backbone, shorten(layout, words.longest - 1, task), words)

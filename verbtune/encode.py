@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .task import Answer, Field, Literal, Segment, Soft, Task, TaskError, Template
 
-__all__ = ["Batch", "Example", "Layout", "Row", "collate", "compile_layout", "encode", "tokenize"]
+__all__ = ["Batch", "Example", "Layout", "Row", "collate", "compile_layout", "encode", "shorten", "tokenize"]
 
 Row: TypeAlias = Mapping[str, str]
 
@@ -218,13 +218,25 @@ def compile_layout(
     if kind == "masked":
         compiler.add_ids(after)
     layout = Layout(kind, tuple(compiler.parts), tuple(compiler.slot_tokens), compiler.answer_lead, max_length)
-    room = max_length - layout.n_constant
-    if room < MIN_FIELD_TOKENS * len(task.fields):
+    return shorten(layout, 0, task)
+
+
+def shorten(layout: Layout, n: int, task: Task) -> Layout:
+    """Keep `n` positions free, for the further pieces of label words.
+
+    Raises
+    ------
+    TaskError
+        If that leaves no room for the text.
+    """
+    shorter = dataclasses.replace(layout, max_length=layout.max_length - n)
+    if shorter.max_length - layout.n_constant < MIN_FIELD_TOKENS * len(task.fields):
+        words = f" and label words {n}" if n else ""
         raise TaskError(
-            f"{task.source or task.task}: template, prompt and demonstrations take {layout.n_constant} of "
-            f"{max_length} positions and leave no room for the text; use fewer soft tokens or demonstrations"
+            f"{task.source or task.task}: template, prompt and demonstrations take {layout.n_constant}{words} of "
+            f"{layout.max_length} positions and leave no room for the text; use fewer soft tokens or demonstrations"
         )
-    return layout
+    return shorter
 
 
 def _merge_literals(segments: Sequence[Segment]) -> list[Segment]:
@@ -266,6 +278,7 @@ class _Compiler:
                     self._add_soft([None] * (self.prompt_length if length is None else length))
                 case Soft(_, text):
                     self._add_soft(list(tokenize(self.tokenizer, [str(text)], lead=True)[0]))
+                    self.lead = True  # as where it stands as text
                 case Field(name):
                     self.parts.append(_FieldSlot(name, self.lead, self.task.truncate.get(name, "tail")))
                     self.lead = False

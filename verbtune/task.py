@@ -162,6 +162,7 @@ class Template:
 
 
 def _soft(spec: str, where: str) -> Soft:
+    spec = spec.strip()
     if not spec:
         return Soft()
     if re.fullmatch(r"[0-9]+", spec):
