@@ -46,6 +46,7 @@ Kind = Literal["masked", "causal"]
 MAX_LENGTH = 512
 TOKENS_PER_BATCH = 4096
 LOGITS_PER_CHUNK = 1 << 25
+TEXT_DEPTH = 2 / 3  # where texts are told apart best; the last layers serve the prediction of words
 
 
 class BackboneError(ValueError):
@@ -77,10 +78,16 @@ class Start:
         Of B rows, or of one that all examples share.
     attention : Tensor of shape (B, F)
         1 at the positions that are real.
+    text_sum : Tensor of shape (B, H)
+        Sum of the states of the texts' tokens so far.
+    text_count : Tensor of shape (B, 1)
+        How many these are.
     """
 
     cache: Cache
     attention: Tensor
+    text_sum: Tensor
+    text_count: Tensor
 
     @property
     def lengths(self) -> Tensor:
@@ -93,7 +100,7 @@ class Start:
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         cache.batch_select_indices(index)
-        return Start(cache, self.attention[index])
+        return Start(cache, self.attention[index], self.text_sum[index], self.text_count[index])
 
     def of_size(self, size: int) -> Start:
         """A copy that a forward pass of so many rows may extend."""
@@ -255,6 +262,11 @@ class Backbone:
         with self._lock:
             return int(self.model.get_output_embeddings().weight.shape[1])
 
+    @property
+    def state_width(self) -> int:
+        """Size S of what `word_scores` gives beside the scores."""
+        return self.width + int(self.model.config.get_text_config().hidden_size)
+
     @functools.cached_property
     def max_length(self) -> int:
         """Most positions a sequence may take, at most 512 unless asked for more."""
@@ -316,14 +328,15 @@ class Backbone:
         -------
         scores : Tensor of shape (B, W)
             Up to a constant for each example where all words have one piece. float32.
-        states : Tensor of shape (B, H)
-            What the output matrix reads at the (first) answer position. float32.
+        states : Tensor of shape (B, S)
+            What the output matrix reads at the (first) answer position, `width` numbers, and after them
+            the mean state of the texts' tokens at two thirds of the LM's depth. float32.
         """
         with self._lock:
             if words.longest == 1:
                 rows = torch.tensor([p[0] for p in words.pieces], device=self.device)
                 logits, states, _ = self._run(examples, prompt, rows=rows, start=start)
-                return logits[:, 0].float(), states[:, 0].float()
+                return logits[:, 0].float(), states
             if self.kind == "masked":
                 return self._masked_words(examples, words, prompt)
             return self._causal_words(examples, words, prompt, start)
@@ -347,7 +360,7 @@ class Backbone:
         """
         if self.kind != "causal" or min(lengths) < 1:
             return None
-        cut = [Example(e.ids[:n], e.slots[:n], n - 1) for e, n in zip(examples, lengths, strict=True)]
+        cut = [e.part(0, n) for e, n in zip(examples, lengths, strict=True)]
         with self._lock:
             *_, grown = self._run(cut, prompt, rows=torch.zeros(1, dtype=torch.long), keep=True)
         return grown
@@ -365,10 +378,10 @@ class Backbone:
         Returns
         -------
         scores : Tensor of shape (N, W), on the CPU
-        states : Tensor of shape (N, H), on the CPU
+        states : Tensor of shape (N, S), on the CPU
         """
         scores = torch.empty(len(examples), len(words.words))
-        states = torch.empty(len(examples), self.width)
+        states = torch.empty(len(examples), self.state_width)
         if not examples:
             return scores, states
         with torch.inference_mode():
@@ -398,16 +411,14 @@ class Backbone:
         start: Start | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Tensor, Start | None]:
-        """Logits (B, M, W or V) and states (B, M, H) at the answers; with `keep`, how to go on from there."""
+        """Logits (B, M, W or V) at the answers, states (B, S); with `keep`, how to go on from there."""
         inputs: dict[str, Any] = {}
         known = torch.zeros(len(examples), 0, dtype=torch.long, device=self.device)
         if start is not None:
             start = start.of_size(len(examples))
             known = start.attention
             done = start.lengths.tolist()
-            examples = [
-                Example(e.ids[n:], e.slots[n:], e.answer - n) for e, n in zip(examples, done, strict=True)
-            ]
+            examples = [e.part(n) for e, n in zip(examples, done, strict=True)]
         batch = self._collate(examples, n_masks)
         embeds = self.embed(batch.ids)  # (B, T, H)
         if prompt is not None and bool((batch.slots >= 0).any()):
@@ -426,18 +437,26 @@ class Backbone:
         with self._only_at(batch.answers, head):
             # Without padding no mask is passed: attention then takes its faster kernel.
             output = self.model(
-                inputs_embeds=embeds, attention_mask=None if bool(attention.all()) else attention, **inputs
+                inputs_embeds=embeds,
+                attention_mask=None if bool(attention.all()) else attention,
+                output_hidden_states=True,
+                **inputs,
             )
         assert head.states is not None
-        logits, states = output.logits, head.states
-        grown = Start(inputs["past_key_values"], attention) if keep else None
-        return logits, states, grown
+        layer = output.hidden_states[round(TEXT_DEPTH * (len(output.hidden_states) - 1))].float()  # (B, T, H)
+        text_sum = torch.einsum("bth,bt->bh", layer, batch.texts)  # (B, H)
+        text_count = batch.texts.sum(1, keepdim=True)  # (B, 1)
+        if start is not None:
+            text_sum, text_count = text_sum + start.text_sum, text_count + start.text_count
+        states = torch.cat([head.states[:, 0].float(), text_sum / text_count.clamp(min=1)], dim=1)  # (B, S)
+        grown = Start(inputs["past_key_values"], attention, text_sum, text_count) if keep else None
+        return output.logits, states, grown
 
     def _collate(self, examples: Sequence[Example], n_masks: int = 1) -> Batch:
         pad = self.tokenizer.pad_token_id
         mask = self.tokenizer.mask_token_id if self.kind == "masked" else None
         batch = collate(examples, pad_id=0 if pad is None else pad, mask_id=mask, n_masks=n_masks)
-        return Batch(*(t.to(self.device) for t in (batch.ids, batch.attention, batch.slots, batch.answers)))
+        return Batch(*(getattr(batch, f.name).to(self.device) for f in dataclasses.fields(batch)))
 
     def _head(self, rows: Tensor | None) -> _Head:
         output = self.model.get_output_embeddings()
@@ -476,13 +495,13 @@ class Backbone:
         for n in sorted({len(pieces) for pieces in words.pieces}):
             logits, states, _ = self._run(examples, prompt, n_masks=n)
             logs = logits.float().log_softmax(-1)  # (B, n, V)
-            first = states[:, 0] if first is None else first
+            first = states if first is None else first
             of_length = [w for w, pieces in enumerate(words.pieces) if len(pieces) == n]
             pieces = torch.tensor([words.pieces[w] for w in of_length], device=self.device)  # (W', n)
             each = torch.stack([logs[:, j, pieces[:, j]] for j in range(n)]).sum(0)  # (B, W')
             scores |= dict(zip(of_length, each.unbind(1), strict=True))
         assert first is not None
-        return torch.stack([scores[w] for w in range(len(words.words))], dim=1), first.float()
+        return torch.stack([scores[w] for w in range(len(words.words))], dim=1), first
 
     def _causal_words(
         self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None, start: Start | None
@@ -500,7 +519,7 @@ class Backbone:
             chunk = pairs[at : at + size]
             rest += self._continuations([words.pieces[w] for _, w in chunk], context.select([i for i, _ in chunk]))
         columns = torch.stack(rest).view(len(examples), len(longer))  # (B, W')
-        return scores.index_add(1, torch.tensor(longer, device=self.device), columns), states[:, 0].float()
+        return scores.index_add(1, torch.tensor(longer, device=self.device), columns), states
 
     def _continuations(self, tails: Sequence[tuple[int, ...]], start: Start) -> list[Tensor]:
         """Log-probability of each word's pieces after its first one."""

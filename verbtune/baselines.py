@@ -189,7 +189,7 @@ class ZeroShot(_TextClassifier):
             max_length=self.max_length,
             demonstrations=demonstrations,
         )
-        self.verbalizer_ = Verbalizer(self.compiled_.words, backbone.width, aggregate=self.aggregate)
+        self.verbalizer_ = Verbalizer(self.compiled_.words, backbone.state_width, aggregate=self.aggregate)
         if self.calibration == "content_free":
             nothing = [dict.fromkeys(task.fields, text) for text in CONTENT_FREE_TEXTS]
             self.calibration_ = content_free(self._scores(nothing))
@@ -412,7 +412,7 @@ class FineTuned(_TextClassifier):
         else:
             model.requires_grad_(True)
         compiled = compile_task(task, backbone, classes=names, max_length=self.max_length)
-        verbalizer = Verbalizer(compiled.words, backbone.width).to(backbone.device)
+        verbalizer = Verbalizer(compiled.words, backbone.state_width).to(backbone.device)
         examples = compiled.encode(rows)
         targets = torch.tensor(codes, device=backbone.device)  # (N,)
 

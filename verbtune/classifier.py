@@ -200,7 +200,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         compiled = self._compile(task, backbone, names)
         prompt = self._start(compiled, torch.Generator().manual_seed(seed))
         verbalizer = Verbalizer(
-            compiled.words, backbone.width, aggregate=self.aggregate, learned=self.verbalizer == "learned"
+            compiled.words, backbone.state_width, aggregate=self.aggregate, learned=self.verbalizer == "learned"
         ).to(backbone.device)
         parts = nn.ModuleList([verbalizer] if prompt is None else [verbalizer, prompt])
 
@@ -387,7 +387,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         n_slots = len(clf.compiled_.layout.slot_tokens)
         clf.prompt_ = None if saved.prompt is None else saved.prompt[len(saved.prompt) - n_slots :].to(backbone.device)
         clf.verbalizer_ = Verbalizer(
-            clf.compiled_.words, backbone.width, aggregate=clf.aggregate, learned=bool(saved.verbalizer)
+            clf.compiled_.words, backbone.state_width, aggregate=clf.aggregate, learned=bool(saved.verbalizer)
         ).requires_grad_(False).to(backbone.device)
         try:
             clf.verbalizer_.load_state_dict(clf.verbalizer_.state_dict() | saved.verbalizer)

@@ -104,11 +104,23 @@ class Example:
         Index of the prompt vector that stands at a position, or -1.
     answer : int
         Position of the mask, or for a causal LM of the last token, whose logits predict the answer.
+    texts : tuple of (start, stop)
+        Where the fields' texts stand.
     """
 
     ids: list[int]
     slots: list[int]
     answer: int
+    texts: tuple[tuple[int, int], ...] = ()
+
+    def part(self, start: int, stop: int | None = None) -> Example:
+        """The positions from `start` to `stop` as an example; an answer after them moves to the end."""
+        ids = self.ids[start:stop]
+        stop = start + len(ids)
+        texts = ((max(a, start) - start, min(b, stop) - start) for a, b in self.texts)
+        return Example(
+            ids, self.slots[start:stop], min(self.answer, stop - 1) - start, tuple((a, b) for a, b in texts if a < b)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +134,8 @@ class Batch:
         1 at real positions, 0 at padding.
     slots : Tensor of shape (B, T)
         Index of the prompt vector that stands at a position, or -1.
+    texts : Tensor of shape (B, T)
+        1 at the tokens of the fields' texts, else 0.
     answers : Tensor of shape (B, M)
         Positions whose logits are wanted: the M masks, or the last position of a causal context.
     """
@@ -129,6 +143,7 @@ class Batch:
     ids: Tensor
     attention: Tensor
     slots: Tensor
+    texts: Tensor
     answers: Tensor
 
 
@@ -344,6 +359,7 @@ def encode(layout: Layout, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBa
         fields = iter([_cut(t, n, s.side) for t, n, s in zip(tokens, budgets, slots, strict=True)])
         ids: list[int] = []
         marks: list[int] = []
+        texts: list[tuple[int, int]] = []
         answer = -1
         for part in layout.parts:
             if isinstance(part, _Constant):
@@ -351,13 +367,14 @@ def encode(layout: Layout, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBa
                 marks += part.slots
             elif isinstance(part, _FieldSlot):
                 text = next(fields)
+                texts.append((len(ids), len(ids) + len(text)))
                 ids += text
                 marks += [-1] * len(text)
             elif mask is not None:
                 answer = len(ids)
                 ids.append(mask)
                 marks.append(-1)
-        examples.append(Example(ids, marks, len(ids) - 1 if mask is None else answer))
+        examples.append(Example(ids, marks, len(ids) - 1 if mask is None else answer, tuple(texts)))
     return examples
 
 
@@ -397,6 +414,7 @@ def collate(
     ids = torch.full((len(examples), width), pad_id)  # (B, T)
     slots = torch.full((len(examples), width), -1)  # (B, T)
     attention = torch.zeros((len(examples), width), dtype=torch.long)  # (B, T)
+    texts = torch.zeros(len(examples), width)  # (B, T)
     for i, e in enumerate(examples):
         at = e.answer
         row = e.ids if not extra else [*e.ids[:at], *[mask_id or 0] * extra, *e.ids[at:]]
@@ -404,6 +422,9 @@ def collate(
         ids[i, : len(row)] = torch.tensor(row)
         slots[i, : len(row)] = torch.tensor(marks)
         attention[i, : len(row)] = 1
+        for start, stop in e.texts:
+            moved = extra if start >= at else 0
+            texts[i, start + moved : stop + moved] = 1
     answers = torch.tensor([e.answer for e in examples])[:, None] + torch.arange(n_masks)  # (B, M)
-    return Batch(ids, attention, slots, answers)
+    return Batch(ids, attention, slots, texts, answers)
 

@@ -44,6 +44,7 @@ class TextCache:
         self.lengths = list(lengths)
         self.device = backbone.device
         self.offsets: list[int] = []
+        self.text_sum = self.text_count = torch.empty(0)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._store = torch.empty(0)
         self._shape: tuple[int, int, int] = (0, 0, 0)
@@ -54,6 +55,9 @@ class TextCache:
                 layers = torch.stack([torch.stack([x.keys, x.values]) for x in start.cache.layers])  # (L, 2, B, h, F, d)
                 if not self.offsets:
                     self._allocate(layers)
+                    self.text_sum = torch.empty(len(examples), start.text_sum.shape[1])
+                    self.text_count = torch.empty(len(examples), 1)
+                self.text_sum[index], self.text_count[index] = start.text_sum.cpu(), start.text_count.cpu()
                 for row, i in enumerate(index):
                     n = self.lengths[i]
                     self._part(i).copy_(layers[:, :, row, :, :n].reshape(-1))
@@ -69,7 +73,9 @@ class TextCache:
             padded[:, :, row, :, :n] = self._part(i).view(n_layers, 2, heads, n, width)
             attention[row, :n] = 1
         layers = padded.to(self.device)
-        return Start(DynamicCache([(keys, values) for keys, values in layers]), attention.to(self.device))
+        cache = DynamicCache([(keys, values) for keys, values in layers])
+        sums, counts = self.text_sum[list(index)], self.text_count[list(index)]
+        return Start(cache, *(t.to(self.device) for t in (attention, sums, counts)))
 
     def _part(self, i: int) -> Tensor:
         n_layers, heads, width = self._shape
