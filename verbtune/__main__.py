@@ -1,0 +1,5 @@
+"""`python -m verbtune` is `verbtune`."""
+
+from .cli import main
+
+main()

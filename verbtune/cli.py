@@ -1,0 +1,672 @@
+"""The command line: parses and prints, nothing else.
+
+What is slow to import is imported inside the commands. Results go to standard output, all else to standard
+error. Exit codes: 0, 1 for a job that failed, 2 for a wrong call, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import inspect
+import io
+import itertools
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, get_args
+
+import click
+
+from .task import Answer, Field, Literal, Soft, Task, TaskError, bundled_tasks, tasks_folder
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+    from .classifier import PromptClassifier
+    from .encode import Row
+    from .lint import Problem
+
+__all__ = ["main"]
+
+ROWS_PER_CHUNK = 4096
+FORMATS = {".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl"}
+OWN_OPTIONS = {"task": "the argument TASK", "model": "--model", "random_state": "--seed"}
+QUIET = {
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+Result: TypeAlias = tuple[dict[str, Any], Any, dict[str, float] | None]
+
+
+class _Commands(click.Group):
+    """A group whose errors are one line each, without usage and without traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        kwargs["standalone_mode"] = False
+        code: int
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning  # type: ignore[assignment]
+                code = super().main(*args, **kwargs) or 0
+        except click.Abort:
+            code = _complain("Interrupted", 130)
+        except click.ClickException as error:
+            code = _complain(f"Error: {error.format_message()}", error.exit_code)
+        except (ImportError, OSError) as error:
+            code = _complain(f"Error: {error}", 1)
+        except ValueError as error:
+            if not type(error).__module__.startswith("verbtune."):
+                raise
+            code = _complain(f"Error: {error}", 1)
+        sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(message, err=True)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    if issubclass(category, UserWarning):
+        click.echo(f"Warning: {message}", err=True)
+
+
+def _task(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Turn what a task is called into the task, or each of several."""
+    if isinstance(value, tuple):
+        return tuple(_task(ctx, parameter, name) for name in value)
+    try:
+        return Task.load(value)
+    except TaskError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _commas(kind: click.ParamType[Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Make a callback that splits an option's value at its commas."""
+
+    def split(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
+        return None if value is None else tuple(kind.convert(v.strip(), parameter, ctx) for v in value.split(","))
+
+    return split
+
+
+_EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+_model_option = click.option(
+    "--model", default="builtin/masked", show_default=True, help="Language model: builtin/…, a folder, or a hub name."
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="verbtune", message="verbtune %(version)s")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Text classification by prompt tuning on frozen language models."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@main.command()
+@_json_option
+def tasks(as_json: bool) -> None:
+    """List the bundled tasks."""
+    found = [(task, _data_of(task)) for task in bundled_tasks()]
+    if as_json:
+        keys = ("task", "version", "description", "fields", "classes", "metric")
+        _echo_json([{**{k: getattr(task, k) for k in keys}, "data": data, "path": task.source} for task, data in found])
+        return
+    _echo_table(
+        ("task", "classes", "texts", "description"),
+        [(task.task, str(len(task.classes)), _spell_data(data), task.description) for task, data in found],
+    )
+    click.echo(
+        "\nTexts come with the package, from the hub, or from your folder: FOLDER/TASK/train.jsonl and test.jsonl."
+    )
+
+
+def _data_of(task: Task) -> dict[str, Any]:
+    """Say where a task's texts are: how many come with the package, what the hub calls them, or nothing."""
+    files = sorted((tasks_folder() / task.task).glob("*.jsonl"))
+    if files:
+        return {"bundled": {path.stem: len(path.read_bytes().splitlines()) for path in files}}
+    if task.dataset:
+        return {"hub": " ".join(filter(None, [task.dataset.path, task.dataset.name]))}
+    return {}
+
+
+def _spell_data(data: Mapping[str, Any]) -> str:
+    if "bundled" in data:
+        return "{train} train, {test} test".format_map(data["bundled"])
+    return f"hub: {data['hub']}" if data else "your folder"
+
+
+@main.command()
+@click.argument("task", callback=_task)
+@_model_option
+@click.option("--text", "texts", multiple=True, help="Text of the example; for a pair, once for each.")
+@click.option("--data", type=_EXISTING_FOLDER, help="Folder with TASK/train.jsonl, whose first row is the example.")
+def show(task: Task, model: str, texts: tuple[str, ...], data: Path | None) -> None:
+    """Show an example as the language model reads it.
+
+    Prints the pieces of the template, every token with its position, where soft tokens and the answer are,
+    the tokens of the label words, and what the linter says. The example is --text, or else the first
+    training text.
+    """
+    row, label = _example(task, texts, data)
+    from .compiled import compile_task
+    from .lint import lint, spell
+
+    backbone = _load(model, weights=False)
+    tokenizer = backbone.tokenizer
+    compiled = compile_task(task, backbone, soft=True, tune_template=True)
+    (example,) = compiled.encode([row])
+    template = task.template_for(backbone.kind)
+    click.echo(f"{task.task} on {model}: a {backbone.kind} language model that reads {backbone.max_length} tokens")
+    click.echo(f"template: {template}")
+    click.echo(f"label: {label or 'not given'}\n")
+
+    pieces = []
+    for segment in template.segments:
+        match segment:
+            case Literal(text):
+                pieces.append(("words", repr(text)))
+            case Field(name):
+                pieces.append((f"{{{name}}}", repr(_shorten(row[name]))))
+            case Soft(length, text):
+                pieces.append(("soft tokens", repr(text) if text else str(length or "as many as prompt_length says")))
+            case Answer():
+                pieces.append(("{answer}", "a label word"))
+    _echo_table(("piece", "content"), pieces)
+
+    fields = [segment.name for segment in template.segments if isinstance(segment, Field)]
+    tokens = []
+    for position, token in enumerate(spell(tokenizer, example.ids)):
+        slot = example.slots[position]
+        notes = [name for name, (start, stop) in zip(fields, example.texts, strict=True) if start <= position < stop]
+        if slot >= 0 and compiled.layout.slot_tokens[slot] is None:
+            token, notes = "", [f"soft {slot}"]
+        elif slot >= 0:
+            notes = [f"soft {slot}, starts as this token"]
+        if position == example.answer:
+            notes.append("the answer" if backbone.kind == "masked" else "the answer follows")
+        tokens.append((str(position), str(example.ids[position]), token, "; ".join(notes)))
+    click.echo()
+    _echo_table(("position", "id", "token", "note"), tokens)
+
+    words = compiled.words
+    click.echo()
+    _echo_table(
+        ("class", "label word", "tokens", "ids"),
+        [
+            (words.classes[owner], word, "|".join(spell(tokenizer, ids)), " ".join(map(str, ids)))
+            for owner, word, ids in zip(words.owner, words.words, words.pieces, strict=True)
+        ],
+    )
+    problems = lint(task, backbone)
+    click.echo("" if problems else "\nThe linter finds nothing wrong.")
+    for problem in problems:
+        click.echo(f"{problem.level}: {problem.message}")
+
+
+def _example(task: Task, texts: Sequence[str], data: Path | None) -> tuple[Row, str | None]:
+    """Take an example, and its label if there is one, from the command line or the training texts."""
+    if texts and len(texts) != len(task.fields):
+        raise click.UsageError(f"the task {task.task!r} reads {', '.join(task.fields)}; give one --text for each")
+    if not texts and not data and "bundled" not in _data_of(task):
+        raise click.UsageError(f"the task {task.task!r} brings no texts along; give --text TEXT or --data FOLDER")
+    from .data import check_rows, load_splits
+
+    if texts:
+        return check_rows([dict(zip(task.fields, texts, strict=True))], task.fields)[0], None
+    train = load_splits(task, data).train
+    return train.rows[0], train.labels[0]
+
+
+@main.command()
+@click.argument("spec", metavar="FILE.yaml")
+@click.option("--model", "models", multiple=True, help="Language model to check it on; can be repeated.")
+@click.option("--train", type=_EXISTING_FILE, help="Labelled texts to check it on, JSONL or CSV.")
+@_json_option
+@click.pass_context
+def check(ctx: click.Context, spec: str, models: tuple[str, ...], train: Path | None, as_json: bool) -> None:
+    """Check a task spec before anything is trained.
+
+    Prints a line for each problem and exits with 1 if one is an error, with 0 if there are at most
+    warnings. Without --model, the spec is checked on the two built-in language models.
+    """
+    from .lint import Problem
+
+    try:
+        found = _problems(Task.load(spec), models, train)
+    except TaskError as error:
+        if not Path(spec).is_file():
+            raise click.UsageError(str(error)) from None
+        found = [(None, Problem("error", str(error).removeprefix(f"{Path(spec)}: ")))]
+    errors = sum(problem.level == "error" for _, problem in found)
+    if as_json:
+        problems = [{"model": model, **dataclasses.asdict(problem)} for model, problem in found]
+        _echo_json({"file": spec, "errors": errors, "warnings": len(found) - errors, "problems": problems})
+    else:
+        for model, problem in found:
+            click.echo(f"{spec}: {problem.level}: {f'{model}: ' if model else ''}{problem.message}")
+        click.echo(f"{spec}: {_count(errors, 'error')}, {_count(len(found) - errors, 'warning')}")
+    ctx.exit(1 if errors else 0)
+
+
+def _problems(task: Task, models: Sequence[str], train: Path | None) -> list[tuple[str | None, Problem]]:
+    """Lint a task by itself and on each model."""
+    from .builtin import NAMES
+    from .data import DataError, Split, read_split
+    from .lint import Problem, lint
+
+    found: list[tuple[str | None, Problem]] = []
+    split = Split([], [])
+    try:
+        split = read_split(train, task) if train else split
+    except DataError as error:
+        found.append((None, Problem("error", str(error))))
+    alone = lint(task, labels=split.labels)
+    found += [(None, problem) for problem in alone]
+    for model in models or NAMES:
+        try:
+            backbone = _load(model, weights=False)
+        except (click.UsageError, OSError) as error:
+            if models:
+                raise
+            found.append((model, Problem("warning", f"not checked: {error}")))
+        else:
+            on_model = lint(task, backbone, rows=split.rows, labels=split.labels)
+            found += [(model, problem) for problem in on_model if problem not in alone]
+    return found
+
+
+@main.command()
+@click.argument("task", callback=_task)
+@click.option("--train", required=True, type=_EXISTING_FILE, help="Labelled texts, JSONL or CSV.")
+@click.option("--output", required=True, type=_FOLDER, help="Folder for the trained classifier.")
+@_model_option
+@click.option("--shots", type=click.IntRange(min=1), help="Train on so many texts of each class only.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides everything random.")
+@click.option("--validation", type=_EXISTING_FILE, help="Labelled texts to measure the accuracy on.")
+@click.option(
+    "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="Parameter of PromptClassifier; can be repeated."
+)
+@click.pass_context
+def fit(
+    ctx: click.Context,
+    task: Task,
+    train: Path,
+    output: Path,
+    model: str,
+    shots: int | None,
+    seed: int,
+    validation: Path | None,
+    pairs: tuple[str, ...],
+) -> None:
+    """Train a classifier and save it to a folder.
+
+    Ctrl-C ends the training early; the best prompt so far is saved.
+    """
+    from . import artifact
+    from .classifier import PromptClassifier
+    from .data import read_split, sample_shots
+    from .lint import lint
+
+    parameters = _parameters(pairs)
+    _check_folder(output)
+    split = read_split(train, task)
+    held_out = read_split(validation, task) if validation else None
+    if shots:
+        split = split.take(sample_shots(split.labels, shots, seed))
+    backbone = _load(model, device=parameters.get("device"), dtype=parameters.get("dtype", "auto"))
+    sizes = {name: parameters[name] for name in ("max_length", "prompt_length") if name in parameters}
+    for problem in lint(task, backbone, rows=split.rows, labels=split.labels, **sizes):
+        if problem.level == "warning":
+            click.echo(f"Warning: {problem.message}", err=True)
+
+    clf = PromptClassifier(task, model=backbone, random_state=seed, verbose=True, **parameters)
+    start = time.perf_counter()
+    try:
+        clf.fit(split.rows, split.labels)
+    except ValueError as error:
+        if type(error) is ValueError:  # a parameter out of its range
+            raise click.UsageError(str(error)) from None
+        raise
+    seconds = time.perf_counter() - start
+    clf.save_pretrained(output)
+
+    history = clf.history_
+    click.echo(f"texts       {len(split)} of {_count(len(clf.classes_), 'class')}: {', '.join(map(str, clf.classes_))}")
+    click.echo(f"trained     {clf.trained_parameters_:,} numbers on the frozen {model}")
+    click.echo(f"time        {seconds:.1f} s, {max(0, len(history.steps) - 1)} steps, kept step {history.best_step}")
+    if held_out:
+        right = sum(p == label for p, label in zip(clf.predict(held_out.rows), held_out.labels, strict=True))
+        click.echo(f"validation  accuracy {right / len(held_out):.3f} on {len(held_out)} texts")
+    click.echo(f"saved       {output}, {artifact.size(output):,} bytes")
+    ctx.exit(130 if history.interrupted else 0)
+
+
+def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read NAME=VALUE pairs as arguments of `PromptClassifier`, each of the type that it wants."""
+    from .classifier import PromptClassifier
+
+    wanted = {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(PromptClassifier, eval_str=True).parameters.items()
+        if name != "verbose" and name not in OWN_OPTIONS
+    }
+    types: dict[type, click.ParamType[Any]] = {bool: click.BOOL, int: click.INT, float: click.FLOAT, str: click.STRING}
+    parameters: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"--param {pair}: write NAME=VALUE")
+        if name in OWN_OPTIONS:
+            raise click.UsageError(f"--param {name}: give it as {OWN_OPTIONS[name]}")
+        if name not in wanted:
+            raise click.UsageError(f"--param {name}: no such parameter; there are {', '.join(wanted)}")
+        kinds = get_args(wanted[name]) or (wanted[name],)
+        if type(None) in kinds and value.lower() == "none":
+            parameters[name] = None
+            continue
+        try:
+            parameters[name] = types[kinds[0]].convert(value, None, None)
+        except click.BadParameter as error:
+            raise click.UsageError(f"--param {name}: {error.message}") from None
+    return parameters
+
+
+def _check_folder(folder: Path) -> None:
+    """Find out before the training whether its result can be saved."""
+    from .artifact import STATE_FILE, ArtifactError
+
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE_FILE).is_file():
+        raise ArtifactError(f"{folder}: holds something that is not a saved classifier; choose another folder")
+    parent = next(p for p in folder.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ArtifactError(f"{folder}: {parent} is no folder that you may write to; choose another")
+
+
+@main.command()
+@click.argument("folder", type=_EXISTING_FOLDER)
+@click.option(
+    "--input", "source", type=_EXISTING_FILE, help="Texts: CSV, JSONL, or one a line. [default: standard input]"
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="File for the results. [default: standard output]"
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "csv", "jsonl"]),
+    default="text",
+    show_default=True,
+    help="Format of standard input and output; a file's is told by its name.",
+)
+@click.option("--model", help="The language model, if it is not where it was when the classifier was trained.")
+@click.option("--proba", is_flag=True, help="Give the probabilities as well.")
+def predict(folder: Path, source: Path | None, output: Path | None, form: str, model: str | None, proba: bool) -> None:
+    """Classify texts with a trained classifier.
+
+    FOLDER is what fit saved. Results keep the order of the input: as text a label on each line, as CSV and
+    JSONL with the input's columns. If the input has an error, no --output file is left behind.
+    """
+    from .classifier import PromptClassifier
+
+    clf = PromptClassifier.from_pretrained(folder, model=_load(model) if model else None)
+    form_in = FORMATS.get(source.suffix, "text") if source else form
+    form_out = FORMATS.get(output.suffix, "text") if output else form
+    with _reading(source) as lines, _writing(output) as stream:
+        _WRITERS[form_out](stream, _results(clf, _rows(lines, source, form_in, clf.task_), proba, output is None))
+
+
+def _rows(lines: TextIO, source: Path | None, form: str, task: Task) -> Iterator[tuple[dict[str, Any], Row]]:
+    """Yield every record of the input as it stands and as the task's texts."""
+    from .data import _record_row, _records
+
+    name = source or Path("standard input" if form == "text" else f"standard input.{form}")
+    for line, record in _records(lines, name):
+        row = _record_row(record, task, f"{name}:{line}")
+        yield (dict(row) if form == "text" else record), row
+
+
+def _results(
+    clf: PromptClassifier, rows: Iterator[tuple[dict[str, Any], Row]], proba: bool, on_screen: bool
+) -> Iterator[Result]:
+    """Yield record, label and, if wanted, probabilities, for a chunk of rows at a time."""
+    from tqdm import tqdm
+
+    classes = clf.classes_.tolist()
+    hidden = not sys.stderr.isatty() or (on_screen and sys.stdout.isatty())
+    with tqdm(desc="predicting", unit=" texts", disable=hidden, leave=False) as bar:
+        while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
+            probabilities = clf.predict_proba([row for _, row in chunk])
+            for (record, _), p in zip(chunk, probabilities, strict=True):
+                yield (
+                    record,
+                    classes[p.argmax()],
+                    dict(zip(map(str, classes), p.tolist(), strict=True)) if proba else None,
+                )
+            bar.update(len(chunk))
+
+
+def _write_lines(stream: TextIO, results: Iterator[Result]) -> None:
+    for _, label, probabilities in results:
+        stream.write(f"{label}\n" if probabilities is None else f"{label}\t{probabilities[str(label)]:.6f}\n")
+
+
+def _write_csv(stream: TextIO, results: Iterator[Result]) -> None:
+    writer = None
+    for record, label, probabilities in results:
+        columns = {f"p({name})": f"{p:.6f}" for name, p in (probabilities or {}).items()}
+        record = {**record, "prediction": label, **columns}
+        if writer is None:
+            writer = csv.DictWriter(stream, list(record), extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(record)
+
+
+def _write_jsonl(stream: TextIO, results: Iterator[Result]) -> None:
+    for record, label, probabilities in results:
+        extra = {} if probabilities is None else {"probabilities": probabilities}
+        stream.write(json.dumps({**record, "prediction": label, **extra}, ensure_ascii=False) + "\n")
+
+
+_WRITERS: dict[str, Callable[[TextIO, Iterator[Result]], None]] = {
+    "text": _write_lines,
+    "csv": _write_csv,
+    "jsonl": _write_jsonl,
+}
+
+
+@contextlib.contextmanager
+def _reading(path: Path | None) -> Iterator[TextIO]:
+    """Open the input as UTF-8, whatever the locale says."""
+    if path:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield stream
+    else:
+        if sys.stdin.isatty():
+            click.echo("Reading texts from the terminal, one a line; Ctrl-D ends them.", err=True)
+        yield _utf8(sys.stdin, "utf-8-sig")
+
+
+@contextlib.contextmanager
+def _writing(path: Path | None) -> Iterator[TextIO]:
+    """Open the output as UTF-8; a file gets its name only when it is whole."""
+    if path is None:
+        yield _utf8(sys.stdout, "utf-8")
+        return
+    whole = not path.exists() or path.is_file()  # and no pipe or device
+    path = path.resolve() if whole else path
+    temporary = path.with_name(f".{path.name}.{os.getpid()}") if whole else path
+    try:
+        stream = temporary.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise click.ClickException(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        with stream:
+            yield stream
+        if whole:
+            temporary.replace(path)
+    except BaseException:
+        if whole:
+            temporary.unlink()
+        raise
+
+
+def _utf8(stream: TextIO, encoding: str) -> TextIO:
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding=encoding, newline="")
+    return stream
+
+
+@main.command()
+@click.argument("tasks", metavar="[TASK]...", nargs=-1, callback=_task)
+@click.option(
+    "--model", "models", multiple=True, help="Language model; can be repeated. [default: the two built-in ones]"
+)
+@click.option("--methods", metavar="NAME,…", callback=_commas(click.STRING), help="Methods to compare. [default: all]")
+@click.option(
+    "--shots",
+    metavar="K,…",
+    default="16",
+    show_default=True,
+    callback=_commas(click.IntRange(min=1)),
+    help="Training texts of each class.",
+)
+@click.option(
+    "--seeds",
+    metavar="N",
+    callback=_commas(click.IntRange(min=0)),
+    help="How many of the usual seeds, or a list such as 1,2. [default: 5]",
+)
+@click.option(
+    "--prompt-length",
+    "lengths",
+    metavar="P,…",
+    callback=_commas(click.IntRange(min=0)),
+    help="Numbers of soft tokens, for methods that have some.",
+)
+@click.option("--output", default="bench-results", show_default=True, type=_FOLDER, help="Folder for the results.")
+@click.option("--data", type=_EXISTING_FOLDER, help="Folder with TASK/train.jsonl and TASK/test.jsonl.")
+@click.option("--limit", type=click.IntRange(min=1), help="Most test texts of a task.")
+@_json_option
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    tasks: tuple[Task, ...],
+    models: tuple[str, ...],
+    methods: tuple[str, ...] | None,
+    shots: tuple[int, ...],
+    seeds: tuple[int, ...] | None,
+    lengths: tuple[int, ...] | None,
+    output: Path,
+    data: Path | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Compare methods on tasks, on the same few labelled texts.
+
+    Without TASK, all bundled tasks whose texts are at hand. Prints a table; the folder gets results.json,
+    report.md and report.html. Measurements that the folder already has are not repeated.
+    """
+    tasks = tasks or tuple(task for task in bundled_tasks() if _at_hand(task, data))
+    if not tasks:
+        raise click.UsageError(f"{data}: no folder of a bundled task in it; name the tasks")
+    from . import baselines, report
+    from . import bench as benchmark
+    from .builtin import NAMES
+
+    methods = methods or baselines.METHODS
+    for method in methods:
+        if method not in baselines.METHODS:
+            raise click.UsageError(f"no method called {method!r}; there are {', '.join(baselines.METHODS)}")
+    backbones = [_load(model) for model in models or NAMES]
+    try:
+        outcome = benchmark.run(
+            tasks,
+            backbones,
+            output=output,
+            methods=methods,
+            shots=shots,
+            seeds=_seeds(seeds, benchmark.SEEDS),
+            data=data,
+            prompt_lengths=lengths or (None,),
+            limit=limit,
+        )
+    except KeyboardInterrupt:
+        ctx.exit(_complain(f"Interrupted; the same command goes on from what is in {output}", 130))
+    report.write(outcome, output)
+    if as_json:
+        click.echo((output / "results.json").read_text(encoding="utf-8"))
+    else:
+        click.echo(report.table(benchmark.summarize(outcome.records)))
+    click.echo(f"Report: {output / 'report.html'}", err=True)
+    for failure in outcome.failures:
+        name = benchmark.label(failure.method, failure.prompt_length)
+        click.echo(f"Error: {failure.task}, {name}, {failure.model}, seed {failure.seed}: {failure.error}", err=True)
+    ctx.exit(1 if outcome.failures else 0)
+
+
+def _at_hand(task: Task, data: Path | None) -> bool:
+    return (data / task.task).is_dir() if data else "bundled" in _data_of(task)
+
+
+def _seeds(given: tuple[int, ...] | None, usual: tuple[int, ...]) -> tuple[int, ...]:
+    """Turn one number into that many of the usual seeds; a list is a list."""
+    if given is None:
+        return usual
+    if len(given) > 1:
+        return given
+    if 1 <= given[0] <= len(usual):
+        return usual[: given[0]]
+    raise click.UsageError(f"--seeds {given[0]}: give a number from 1 to {len(usual)}, or a list such as 13,21")
+
+
+def _load(name: str, *, weights: bool = True, device: str | None = None, dtype: str = "auto") -> Backbone:
+    """Load the language model that the user names."""
+    from .backbone import Backbone
+    from .lint import load_without_weights
+
+    try:
+        return Backbone.load(name, device=device, dtype=dtype) if weights else load_without_weights(name)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _echo_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _echo_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a header, columns side by side, numbers to the right."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(cell.isdigit() for cell in column[1:]) for column in columns]
+    for row in (header, *rows):
+        cells = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def _count(n: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{n} {noun if n == 1 else plural}"
