@@ -19,7 +19,7 @@ import verbtune.backbone
 import verbtune.text_cache
 from verbtune.backbone import Backbone, BackboneError
 from verbtune.compiled import CompiledTask, compile_task
-from verbtune.encode import Example
+from verbtune.encode import Example, tokenize
 from verbtune.task import Task
 from verbtune.text_cache import TextCache, frozen_length
 
@@ -79,6 +79,28 @@ def test_the_state_times_the_output_matrix_is_the_score(backbone: Backbone) -> N
     rows = [pieces[0] for pieces in made.words.pieces]
     bias = 0 if output.bias is None else output.bias[rows]
     close(states[:, : backbone.width] @ output.weight[rows].T + bias, scores, rtol=0, atol=1e-5)
+
+
+def test_beside_it_stands_the_mean_state_of_the_text(backbone: Backbone) -> None:
+    task = Task.from_dict(
+        {
+            "task": "pair",
+            "template": "{b} and {a}: {answer}, {b}",
+            "template_causal": "{b} and {a}, {b}: {answer}",
+            "verbalizer": SINGLE.to_dict()["verbalizer"],
+        }
+    )
+    made = compile_task(task, backbone)
+    rows = [{"a": a["text"], "b": b["text"]} for a, b in zip(ROWS[:5], ROWS[3:], strict=False)]
+    _, states = made.infer(rows)
+    for row, state, example in zip(rows, states, made.encode(rows), strict=True):
+        with torch.no_grad():
+            output = backbone.model(input_ids=torch.tensor([example.ids]), output_hidden_states=True)
+        at = [i for start, stop in example.texts for i in range(start, stop)]
+        assert len(example.texts) == 3
+        lead = [ids for name in ("b", "a", "b") for ids in tokenize(backbone.tokenizer, [row[name]], lead=True)]
+        assert [example.ids[i] for i in at[-len(lead[2]) :]] == lead[2]
+        close(state[backbone.width :], output.hidden_states[1][0, at].mean(0), rtol=1e-5, atol=1e-5)
 
 
 def test_words_of_several_pieces_are_the_sum_of_their_log_softmax_terms(backbone: Backbone) -> None:

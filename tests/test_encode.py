@@ -371,6 +371,28 @@ def test_a_batch_is_padded_on_the_right() -> None:
     assert batch.answers.tolist() == [[1], [0]]
 
 
+def test_the_places_of_the_texts_are_known_and_move_with_the_masks() -> None:
+    examples = [Example([5, 6, 4, 7, 8], [-1] * 5, 2, ((0, 2), (3, 4))), Example([5, 4], [-1] * 2, 1, ((0, 1),))]
+    assert collate(examples, pad_id=9, mask_id=4).texts.tolist() == [[1, 1, 0, 1, 0], [1, 0, 0, 0, 0]]
+    assert collate(examples, pad_id=9, mask_id=4, n_masks=2).texts.tolist() == [[1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]
+
+
+def test_encoding_says_where_each_text_stands(backbone: Backbone) -> None:
+    task = make("{text_b} and {text_a}: {answer}")
+    made = layout(backbone, task, max_length=80)
+    (example,) = encode(made, [{"text_a": "great film", "text_b": "good bad"}], backbone.tokenizer)
+    (start, stop), (then, end) = example.texts
+    assert example.ids[then:end] == tokenize(backbone.tokenizer, ["great film"], lead=True)[0]
+    assert example.ids[start:stop] == tokenize(backbone.tokenizer, ["good bad"], lead=False)[0]
+
+
+def test_a_part_of_an_example_keeps_what_is_in_it() -> None:
+    whole = Example([5, 6, 7, 8, 9, 4], [-1, 0, -1, -1, 1, -1], 5, ((0, 1), (2, 4)))
+    assert whole.part(0, 3) == Example([5, 6, 7], [-1, 0, -1], 2, ((0, 1), (2, 3)))
+    assert whole.part(3) == Example([8, 9, 4], [-1, 1, -1], 2, ((0, 1),))
+    assert whole.part(0) == whole
+
+
 def test_a_label_word_of_three_pieces_gets_three_masks() -> None:
     examples = [Example([5, 4, 7], [0, -1, 1], 1), Example([4], [-1], 0)]
     batch = collate(examples, pad_id=9, mask_id=4, n_masks=3)

@@ -1,0 +1,146 @@
+"""Calibration: the published formulas, fitted properly, and one text's probabilities are its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import check_grad
+
+import verbtune.calibration
+from verbtune.calibration import CONTENT_FREE_TEXTS, Calibration, batch, content_free, temperature_and_bias
+
+quick = settings(max_examples=50, deadline=None, derandomize=True)
+score_arrays = arrays(np.float64, st.tuples(st.integers(1, 6), st.just(3)), elements=st.floats(-500, 500))
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def sample(n: int = 4000, temperature: float = 2.5, bias: tuple[float, ...] = (0.7, 0.0, -0.7), seed: int = 0) -> Any:
+    """Scores, and labels drawn from softmax(scores / temperature + bias)."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0, 4, (n, 3))
+    p = softmax(scores / temperature + np.array(bias))
+    return scores, (p.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+
+
+# -- applying ----------------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(score_arrays, st.floats(0.1, 10), arrays(np.float64, 3, elements=st.floats(-20, 20)))
+def test_probabilities_are_the_formula_and_sum_to_one(scores: np.ndarray, t: float, bias: np.ndarray) -> None:
+    found = Calibration(t, bias).probabilities(scores)
+    np.testing.assert_allclose(found, softmax(scores / t + bias), atol=1e-12)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+@quick
+@given(score_arrays, st.randoms(use_true_random=False))
+def test_a_text_has_the_same_probabilities_in_any_company(scores: np.ndarray, random: Any) -> None:
+    calibration = Calibration(1.7, np.array([0.5, 0.0, -1.0]))
+    together = calibration.probabilities(scores)
+    order = random.sample(range(len(scores)), len(scores))
+    np.testing.assert_array_equal(calibration.probabilities(scores[order]), together[order])
+    for i in range(len(scores)):
+        np.testing.assert_array_equal(calibration.probabilities(scores[i : i + 1])[0], together[i])
+
+
+def test_no_calibration_is_softmax() -> None:
+    scores = np.array([[1.0, 2.0, -3.0]])
+    np.testing.assert_allclose(Calibration.none(3).probabilities(scores), softmax(scores))
+
+
+# -- without labels ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [content_free, batch])
+@quick
+@given(null=score_arrays, scores=score_arrays)
+def test_it_divides_by_the_mean_probabilities(method: Any, null: np.ndarray, scores: np.ndarray) -> None:
+    null, scores = null / 100, scores / 100  # so that nothing underflows in the plain formula
+    divided = softmax(scores) / softmax(null).mean(axis=0)
+    expected = divided / divided.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(method(null).probabilities(scores), expected, atol=1e-6)
+
+
+def test_a_text_that_says_nothing_says_nothing_afterwards() -> None:
+    null = np.array([[3.0, -1.0, 0.5]])
+    np.testing.assert_allclose(content_free(null).probabilities(null), 1 / 3, atol=1e-6)
+
+
+def test_a_class_that_never_scores_stays_finite() -> None:
+    calibration = batch(np.array([[0.0, -2000.0], [0.0, -3000.0]]))
+    assert np.isfinite(calibration.bias).all()
+    assert np.isfinite(calibration.probabilities(np.array([[0.0, -2000.0], [-2000.0, 0.0]]))).all()
+
+
+def test_the_content_free_texts_are_texts() -> None:
+    assert all(text.strip() for text in CONTENT_FREE_TEXTS)
+    assert len(set(CONTENT_FREE_TEXTS)) == len(CONTENT_FREE_TEXTS)
+
+
+# -- with labels -------------------------------------------------------------------------------------------------------
+
+
+def objective(scores: np.ndarray, y: np.ndarray, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """The function that `temperature_and_bias` minimises: θ → (loss, gradient)."""
+    caught: list[Any] = []
+    original = verbtune.calibration.minimize
+    monkeypatch.setattr(verbtune.calibration, "minimize", lambda f, *a, **k: caught.append(f) or original(f, *a, **k))
+    temperature_and_bias(scores, y, **options)
+    return caught[0]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_its_gradient_is_the_derivative_of_its_loss(monkeypatch: pytest.MonkeyPatch, weighted: bool) -> None:
+    scores, y = sample(50)
+    weights = np.random.default_rng(1).random(50) * 3 if weighted else None
+    loss = objective(scores, y, monkeypatch, sample_weight=weights)
+    for theta in np.random.default_rng(2).normal(0, 1, (5, 4)):
+        value, gradient = loss(theta)
+        p = softmax(scores * np.exp(theta[0]) + theta[1:])[np.arange(50), y]
+        assert value == pytest.approx(-(np.log(p) * (1 if weights is None else weights)).sum() + (theta**2).sum())
+        assert check_grad(lambda t: loss(t)[0], lambda t: loss(t)[1], theta) < 1e-3 * np.linalg.norm(gradient) + 1e-3
+
+
+def test_it_finds_the_temperature_and_the_biases_that_made_the_labels() -> None:
+    found = temperature_and_bias(*sample())
+    assert found.temperature == pytest.approx(2.5, rel=0.1)
+    np.testing.assert_allclose(found.bias - found.bias.mean(), [0.7, 0.0, -0.7], atol=0.15)
+
+
+def test_it_never_makes_the_likelihood_worse_where_it_was_fitted() -> None:
+    scores, y = sample(60, seed=3)
+
+    def nll(calibration: Calibration) -> float:
+        return float(-np.log(calibration.probabilities(scores)[np.arange(len(y)), y]).mean())
+
+    assert nll(temperature_and_bias(scores, y)) < nll(Calibration.none(3))
+
+
+def test_a_whole_weight_is_that_many_copies() -> None:
+    scores, y = sample(40)
+    weights = np.arange(40) % 3
+    weighted = temperature_and_bias(scores, y, sample_weight=weights.astype(float))
+    repeated = temperature_and_bias(scores.repeat(weights, axis=0), y.repeat(weights))
+    assert weighted.temperature == pytest.approx(repeated.temperature, rel=1e-3)
+    np.testing.assert_allclose(weighted.bias, repeated.bias, atol=1e-3)
+
+
+def test_a_strong_pull_changes_nothing_and_few_labels_little() -> None:
+    scores, y = sample(40)
+    still = temperature_and_bias(scores, y, strength=1e6)
+    assert still.temperature == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(still.bias, 0, atol=1e-3)
+    one = temperature_and_bias(np.array([[5.0, 0.0, 0.0]]), np.array([1]))
+    assert 0 < one.temperature < 100
+    assert np.abs(one.bias).max() < 2
