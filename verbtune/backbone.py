@@ -54,7 +54,7 @@ class BackboneError(ValueError):
 
 
 class _Head(nn.Module):
-    """Stands in for the output embeddings; remembers the state that it was given."""
+    """Stands in for the output embeddings; remembers the states that it and the text layer saw."""
 
     bias = None  # some models copy it from their output embeddings
 
@@ -62,6 +62,7 @@ class _Head(nn.Module):
         super().__init__()
         self.matrix = (weight, bias)
         self.states: Tensor | None = None
+        self.layer: Tensor | None = None
 
     def forward(self, states: Tensor) -> Tensor:
         self.states = states  # (B, M, H)
@@ -262,6 +263,17 @@ class Backbone:
         with self._lock:
             return int(self.model.get_output_embeddings().weight.shape[1])
 
+    @functools.cached_property
+    def _text_layer(self) -> nn.Module:
+        """The layer whose states of the texts' tokens are averaged."""
+        depth = self.model.config.get_text_config().num_hidden_layers
+        for module in self.model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module[max(1, round(TEXT_DEPTH * depth)) - 1]
+        raise BackboneError(
+            f"{self.name or type(self.model).__name__}: no list of {depth} layers in it; this architecture is not supported"
+        )
+
     @property
     def state_width(self) -> int:
         """Size S of what `word_scores` gives beside the scores."""
@@ -439,12 +451,10 @@ class Backbone:
             output = self.model(
                 inputs_embeds=embeds,
                 attention_mask=None if bool(attention.all()) else attention,
-                output_hidden_states=True,
                 **inputs,
             )
-        assert head.states is not None
-        layer = output.hidden_states[round(TEXT_DEPTH * (len(output.hidden_states) - 1))].float()  # (B, T, H)
-        text_sum = torch.einsum("bth,bt->bh", layer, batch.texts)  # (B, H)
+        assert head.states is not None and head.layer is not None
+        text_sum = torch.einsum("bth,bt->bh", head.layer.float(), batch.texts)  # (B, H)
         text_count = batch.texts.sum(1, keepdim=True)  # (B, 1)
         if start is not None:
             text_sum, text_count = text_sum + start.text_sum, text_count + start.text_count
@@ -475,17 +485,21 @@ class Backbone:
             output.last_hidden_state = states.gather(1, answers[..., None].expand(-1, -1, states.shape[2]))
             return output
 
+        def remember(module: nn.Module, args: Any, output: Any) -> None:
+            head.layer = output[0] if isinstance(output, tuple) else output  # (B, T, H)
+
         original = self.model.get_output_embeddings()
         trunk = self.model.get_decoder()
         if trunk is original:  # ModernBERT has its output matrix under the name "decoder"
             trunk = self.model.base_model
-        hook = trunk.register_forward_hook(gather)
+        hooks = [self._text_layer.register_forward_hook(remember), trunk.register_forward_hook(gather)]
         self.model.set_output_embeddings(head)
         try:
             yield
         finally:
             self.model.set_output_embeddings(original)
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     def _masked_words(
         self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None
