@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -139,17 +140,22 @@ def check_labels(y: Any, n_rows: int, task: Task) -> tuple[NDArray[Any], tuple[s
     """
     if y is None:
         raise DataError("requires y to be passed, but the target y is None; give a label for every text")
-    labels = np.asarray(y)
+    try:
+        labels = np.asarray(y)
+    except ValueError:
+        raise DataError(f"{n_rows} texts but labels of different lengths; give one label for every text") from None
+    # In a list of names numpy would turn NaN into "nan" and 1 into "1".
+    values = list(y) if labels.ndim == 1 and isinstance(y, list | tuple) else labels.ravel().tolist()
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or len(labels) != n_rows:
         raise DataError(f"{n_rows} texts but labels of shape {labels.shape}; give one label for every text")
-    values = labels.tolist()
     for i, value in enumerate(values):
-        if value is None or value != value:
+        if _missing(value):
             raise DataError(f"row {i}: the label is {value}; Input y contains NaN or None: remove the row or label it")
-    if labels.dtype.kind == "f" and np.all(labels == labels.astype(int)):
-        labels = labels.astype(int)
+    whole = labels.dtype.kind == "f" and np.isfinite(labels).all() and np.all(labels == np.floor(labels))
+    if whole or (labels.dtype.kind == "O" and all(isinstance(v, numbers.Integral) for v in values)):
+        labels = np.array([int(v) if whole else v for v in values])
     if labels.dtype.kind in "iub":
         names = {int(i): name for i, name in enumerate(task.classes)}
         unknown = [v for v in np.unique(labels).tolist() if int(v) not in names]
@@ -168,8 +174,15 @@ def check_labels(y: Any, n_rows: int, task: Task) -> tuple[NDArray[Any], tuple[s
         )
     classes, codes = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise DataError(f"all labels are one class, {classes[0]!r}; a classifier needs examples of at least two")
+        raise DataError(f"all labels are one class, {classes.item(0)!r}; a classifier needs examples of at least two")
     return classes, tuple(names[int(c) if labels.dtype.kind in "iub" else c] for c in classes), codes.astype(np.intp)
+
+
+def _missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA knows neither
+        return True
 
 
 def read_split(path: Path, task: Task) -> Split:
@@ -186,19 +199,22 @@ def read_split(path: Path, task: Task) -> Split:
         for line, record in _records(stream, path):
             if "label" not in record:
                 raise DataError(f"{path}:{line}: no 'label'; a training or test row needs one")
-            label = record["label"]
-            if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(task.classes):
-                label = task.classes[label]
-            if label not in task.classes:
-                raise DataError(
-                    f"{path}:{line}: the label {label!r} is no class of the task {task.task!r}; "
-                    f"its classes are {', '.join(task.classes)}"
-                )
+            labels.append(_class_name(record["label"], task, f"{path}:{line}"))
             rows.append(_record_row(record, task, f"{path}:{line}"))
-            labels.append(label)
     if not rows:
         raise DataError(f"{path}: no rows")
     return Split(rows, labels)
+
+
+def _class_name(label: Any, task: Task, where: str) -> str:
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(task.classes):
+        return task.classes[label]
+    if label not in task.classes:
+        raise DataError(
+            f"{where}: the label {label!r:.60} is no class of the task {task.task!r}; "
+            f"its classes are {', '.join(task.classes)}"
+        )
+    return str(label)
 
 
 def stream_rows(path: Path | None, task: Task, stream: TextIO | None = None) -> Iterator[Row]:
@@ -241,7 +257,7 @@ def _records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]
                 continue
             try:
                 record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: not a line of JSON ({error})") from None
             if not isinstance(record, dict):
                 raise DataError(f"{path}:{number}: expected an object such as {{\"text\": …}}, got {line.strip():.60}")
@@ -294,25 +310,23 @@ def _load_hub(task: Task) -> Splits:
 
     source = task.dataset
     assert source is not None
-    names = {"train": source.train, "test": source.test}
-    if source.validation:
-        names["validation"] = source.validation
     splits: dict[str, Split] = {}
-    try:
-        for split, name in names.items():
+    for split, name in (("train", source.train), ("test", source.test), ("validation", source.validation)):
+        if name is None:
+            continue
+        try:
             data = datasets.load_dataset(source.path, source.name, revision=source.revision, split=name)
-            labels = [task.classes[v] if isinstance(v, int) else v for v in data[source.label]]
-            columns = {field: data[column] for field, column in source.fields.items()}
-            rows: list[Row] = [dict(zip(columns, texts, strict=True)) for texts in zip(*columns.values(), strict=True)]
-            splits[split] = Split(rows, labels)
-    except Exception as error:  # datasets raises many kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(
-            f"cannot load {source.path!r} from the hub: {reason}; give the data as a folder instead (--data)"
-        ) from error
-    unknown = sorted({v for s in splits.values() for v in s.labels} - set(task.classes))
-    if unknown:
-        raise DataError(f"{source.path}: the label {unknown[0]!r} is no class of the task {task.task!r}")
+            columns = [list(data[column]) for column in (source.label, *source.fields.values())]
+        except Exception as error:  # datasets raises many kinds
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(
+                f"cannot load {source.path!r} from the hub: {reason}; give the data as a folder instead (--data)"
+            ) from error
+        splits[split] = Split([], [])
+        for i, (label, *texts) in enumerate(zip(*columns, strict=True)):
+            where = f"{source.path}: {name}: row {i}"
+            splits[split].labels.append(_class_name(label, task, where))
+            splits[split].rows.append(_record_row(dict(zip(source.fields, texts, strict=True)), task, where))
     return Splits(**splits)
 
 
