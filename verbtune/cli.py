@@ -254,42 +254,43 @@ def check(ctx: click.Context, spec: str, models: tuple[str, ...], train: Path | 
     except TaskError as error:
         if not Path(spec).is_file():
             raise click.UsageError(str(error)) from None
-        found = [(None, Problem("error", str(error).removeprefix(f"{Path(spec)}: ")))]
-    errors = sum(problem.level == "error" for _, problem in found)
+        found = {Problem("error", str(error).removeprefix(f"{Path(spec)}: ")): []}
+    errors = sum(problem.level == "error" for problem in found)
     if as_json:
-        problems = [{"model": model, **dataclasses.asdict(problem)} for model, problem in found]
+        problems = [{**dataclasses.asdict(problem), "models": on} for problem, on in found.items()]
         _echo_json({"file": spec, "errors": errors, "warnings": len(found) - errors, "problems": problems})
     else:
-        for model, problem in found:
-            click.echo(f"{spec}: {problem.level}: {f'{model}: ' if model else ''}{problem.message}")
+        for problem, on in found.items():
+            click.echo(": ".join(filter(None, [spec, problem.level, ", ".join(on), problem.message])))
         click.echo(f"{spec}: {_count(errors, 'error')}, {_count(len(found) - errors, 'warning')}")
     ctx.exit(1 if errors else 0)
 
 
-def _problems(task: Task, models: Sequence[str], train: Path | None) -> list[tuple[str | None, Problem]]:
-    """Lint a task by itself and on each model."""
+def _problems(task: Task, models: Sequence[str], train: Path | None) -> dict[Problem, list[str]]:
+    """Lint a task by itself and on models; say for each problem on which of them it shows."""
     from .builtin import NAMES
     from .data import DataError, Split, read_split
     from .lint import Problem, lint
 
-    found: list[tuple[str | None, Problem]] = []
+    found: dict[Problem, list[str]] = {}
     split = Split([], [])
     try:
         split = read_split(train, task) if train else split
     except DataError as error:
-        found.append((None, Problem("error", str(error))))
+        found[Problem("error", str(error))] = []
     alone = lint(task, labels=split.labels)
-    found += [(None, problem) for problem in alone]
+    found |= {problem: [] for problem in alone}
     for model in models or NAMES:
         try:
             backbone = _load(model, weights=False)
         except (click.UsageError, OSError) as error:
             if models:
                 raise
-            found.append((model, Problem("warning", f"not checked: {error}")))
+            found[Problem("warning", f"not checked: {error}")] = [model]
         else:
-            on_model = lint(task, backbone, rows=split.rows, labels=split.labels)
-            found += [(model, problem) for problem in on_model if problem not in alone]
+            for problem in lint(task, backbone, rows=split.rows, labels=split.labels):
+                if problem not in alone:
+                    found.setdefault(problem, []).append(model)
     return found
 
 
