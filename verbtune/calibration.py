@@ -10,10 +10,10 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
-__all__ = ["CONTENT_FREE_TEXTS", "Calibration", "batch", "content_free", "temperature_and_bias"]
+__all__ = ["CONTENT_FREE_TEXTS", "Calibration", "batch", "content_free", "temperature", "temperature_and_bias"]
 
 Scores = NDArray[np.float64]
 
@@ -68,6 +68,27 @@ def batch(scores: Scores) -> Calibration:
 
 def _against(scores: Scores) -> Calibration:
     return Calibration(1.0, -np.log(softmax(scores, axis=1).mean(axis=0) + 1e-12))
+
+
+def temperature(scores: Scores, y: NDArray[np.intp], *, sample_weight: Scores | None = None) -> Calibration:
+    """The temperature of least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599).
+
+    Parameters
+    ----------
+    scores : ndarray of shape (N, C)
+        Class scores of texts that were not trained on.
+    y : ndarray of shape (N,)
+        Their classes, as indices.
+    sample_weight : ndarray of shape (N,), optional
+    """
+    weight = np.ones(len(y)) if sample_weight is None else sample_weight
+
+    def loss(log_scale: float) -> float:
+        logs = log_softmax(scores * np.exp(log_scale), axis=1)[np.arange(len(y)), y]
+        return float(-(weight * logs).sum() + log_scale**2)
+
+    log_scale = minimize_scalar(loss, bounds=(-3, 3), method="bounded").x
+    return Calibration(float(np.exp(-log_scale)), np.zeros(scores.shape[1]))
 
 
 def temperature_and_bias(

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 
 from . import artifact
 from .backbone import Backbone
-from .calibration import Calibration
+from .calibration import Calibration, batch, temperature
 from .compiled import CompiledTask, compile_task
 from .data import DataError, check_labels, check_rows
+from .encode import Example
 from .plots import draw_history
 from .prompt import REPARAMETERIZATIONS, SoftPrompt, from_labels, from_random, from_vocabulary
+from .rows import Reading, choose_reading, fit_rows
 from .task import Task
 from .text_cache import TextCache, frozen_length
 from .tuning import History, tune
@@ -44,8 +46,10 @@ INITS = ("vocab", "labels", "random")
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Text classification by prompt tuning on a frozen masked or causal language model.
 
-    What is learned are the vectors of a soft prompt and, with a learned verbalizer, a row for every class;
-    step 0 of training is the manual prompt.
+    What is learned are the vectors of a soft prompt, which start at the manual prompt, and, with a learned
+    verbalizer, a row for every class. The rows are fitted first, with the prompt as it starts, then both are
+    tuned together. Cross-validation inside the training texts says what the rows read, how far they
+    leave the manual prompt, and at which temperature scores become probabilities.
 
     Parameters
     ----------
@@ -67,9 +71,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         A class's score from those of its words.
     multi_token : {"exact", "first", "refuse"}, default="exact"
         What becomes of label words of several tokens.
-    learning_rate : float, default=0.01
+    learning_rate : float, default=0.003
         Peak step size of AdamW; prompt vectors move in units of the LM's embedding size.
-    steps : int, default=100
+    steps : int, default=20
     batch_size : int, default=16
     weight_decay : float, default=0.01
         Pull back to the manual prompt and to the LM's own rows.
@@ -130,8 +134,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         verbalizer: str = "learned",
         aggregate: str = "mean",
         multi_token: str = "exact",
-        learning_rate: float = 0.01,
-        steps: int = 100,
+        learning_rate: float = 0.003,
+        steps: int = 20,
         batch_size: int = 16,
         weight_decay: float = 0.01,
         warmup: float = 0.1,
@@ -205,6 +209,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         parts = nn.ModuleList([verbalizer] if prompt is None else [verbalizer, prompt])
 
         examples = compiled.encode(rows)
+        strength, calibration = 0.0, Calibration.none(len(classes))
+        if verbalizer.rows is not None:
+            reading, calibration = self._fit_rows(compiled, verbalizer, prompt, examples, codes, weights, training, seed)
+            strength = reading.strength
         # On a causal LM either the text comes before all soft tokens and is read once, or a stretch that all
         # examples share comes first and is read once a batch.
         shared = min(compiled.layout.n_prefix, *(e.answer for e in examples))
@@ -219,7 +227,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             start = texts.start(at) if texts else backbone.encode_start(batch[:1], [shared], vectors)
             scores = verbalizer(*backbone.word_scores(batch, compiled.words, vectors, start=start))  # (B, C)
             losses = F.cross_entropy(scores, targets[at], reduction="none")  # (B,)
-            return (losses * scale[at]).mean()
+            pull = 0.0 if verbalizer.rows is None else strength / 2 * verbalizer.rows.square().sum() / len(training)
+            return (losses * scale[at]).mean() + pull
 
         def validate() -> float:
             with torch.no_grad():
@@ -259,7 +268,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.compiled_ = compiled
         self.prompt_ = None if prompt is None else prompt().detach()
         self.verbalizer_ = verbalizer.requires_grad_(False)
-        self.calibration_ = Calibration.none(len(classes))
+        self.calibration_ = calibration
         self.history_ = history
         self.trained_parameters_ = sum(p.numel() for p in parts.parameters())
         return self
@@ -339,7 +348,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "calibration": {"temperature": self.calibration_.temperature, "bias": self.calibration_.bias.tolist()},
             "trained_parameters": self.trained_parameters_,
         }
-        tensors = {k: v.cpu() for k, v in self.verbalizer_.named_parameters()}
+        tensors = {k: v.cpu() for k, v in self.verbalizer_.state_dict().items() if k not in ("owner", "weights")}
         saved = artifact.Artifact(
             self.task_, None if prompt is None else prompt.float().cpu(), tensors, state, peft, _card(self)
         )
@@ -447,6 +456,50 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"validation_fraction={self.validation_fraction} cannot be held out of {len(codes)} texts: {error}"
             ) from None
         return training, held_out
+
+    def _fit_rows(
+        self,
+        compiled: CompiledTask,
+        verbalizer: Verbalizer,
+        prompt: SoftPrompt | None,
+        examples: list[Example],
+        codes: NDArray[np.intp],
+        weights: NDArray[np.float64],
+        training: NDArray[np.intp],
+        seed: int,
+    ) -> tuple[Reading, Calibration]:
+        """Set the verbalizer's rows to the best ones for the prompt as it starts."""
+        backbone = compiled.backbone
+        with torch.no_grad():
+            words, states = backbone.infer(
+                [examples[i] for i in training],
+                compiled.words,
+                None if prompt is None else prompt(),
+                n_prefix=compiled.layout.n_prefix,
+            )
+            scores = verbalizer.cpu()(words, states).double().numpy()  # (N, C): rows are zero as yet
+        y, weight, read = codes[training], weights[training], states.double().numpy()
+        against = batch(scores).bias
+        reading, held_out = choose_reading(
+            scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32
+        )
+        rows, bias = fit_rows(
+            reading.word_scale * (scores + against), reading.features(read), y, weight, strength=reading.strength
+        )
+        found = {
+            "rows": rows,
+            "bias": bias + reading.word_scale * against,
+            "word_scale": np.array(reading.word_scale),
+            "center": reading.center,
+            "gain": reading.gain,
+        }
+        tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()}
+        verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
+        verbalizer.to(backbone.device)
+        if held_out is None:
+            return reading, Calibration.none(len(bias))
+        seen = np.isfinite(held_out[:, 0])
+        return reading, temperature(held_out[seen], y[seen], sample_weight=weight[seen])
 
     def _compile(self, task: Task, backbone: Backbone, names: Sequence[str]) -> CompiledTask:
         return compile_task(

@@ -109,15 +109,16 @@ class Verbalizer(nn.Module):
     """Word scores `(B, W)` to class scores `(B, C)`.
 
     A class's score is the mean, the maximum or the log-sum-exp over its words. A learned verbalizer adds
-    `h · Δ + β`, where h is the LM's state at the answer and Δ `(C, H)`, β `(C,)` start at zero: for words of
-    one token that is the same as learning the class's own row of the output matrix, starting from the
-    LM's rows and biases (WARP, Hambardzumyan et al. 2021, arXiv 2101.00121), and decay of Δ pulls back to them.
+    `z · Δ + β`, where z are the LM's states, centered and scaled, and Δ `(C, S)`, β `(C,)` start at zero: for
+    words of one token that is the same as learning the class's own row of the output matrix, starting from
+    the LM's rows and biases (WARP, Hambardzumyan et al. 2021, arXiv 2101.00121), and decay of Δ pulls back to
+    them.
 
     Parameters
     ----------
     words : LabelWords
     width : int
-        Size H of the LM's state.
+        Size S of the LM's states.
     aggregate : {"mean", "max", "logsumexp"}, default="mean"
     learned : bool, default=False
 
@@ -130,6 +131,9 @@ class Verbalizer(nn.Module):
 
     owner: Tensor
     weights: Tensor
+    word_scale: Tensor
+    center: Tensor
+    gain: Tensor
 
     def __init__(
         self, words: LabelWords, width: int, *, aggregate: str = "mean", learned: bool = False
@@ -141,8 +145,12 @@ class Verbalizer(nn.Module):
         self.n_classes = len(words.classes)
         self.register_buffer("owner", torch.tensor(words.owner))  # (W,)
         self.register_buffer("weights", torch.tensor(words.weights))  # (W,)
-        self.rows = nn.Parameter(torch.zeros(self.n_classes, width)) if learned else None  # (C, H)
+        self.rows = nn.Parameter(torch.zeros(self.n_classes, width)) if learned else None  # (C, S)
         self.bias = nn.Parameter(torch.zeros(self.n_classes)) if learned else None  # (C,)
+        if learned:
+            self.register_buffer("word_scale", torch.ones(()))
+            self.register_buffer("center", torch.zeros(width))  # (S,)
+            self.register_buffer("gain", torch.ones(width))  # (S,)
 
     def forward(self, word_scores: Tensor, states: Tensor) -> Tensor:
         """Class scores.
@@ -151,8 +159,8 @@ class Verbalizer(nn.Module):
         ----------
         word_scores : Tensor of shape (B, W)
             Log-probabilities of the words, up to a constant for each example.
-        states : Tensor of shape (B, H)
-            What the LM's output matrix reads at the answer.
+        states : Tensor of shape (B, S)
+            As `Backbone.word_scores` gives them.
 
         Returns
         -------
@@ -172,5 +180,6 @@ class Verbalizer(nn.Module):
                 parts = (weighted - top.detach().gather(1, owner)).exp()
                 scores = top.detach() + word_scores.new_zeros(shape).scatter_add(1, owner, parts).log()
         if self.rows is not None:
-            scores = scores + states @ self.rows.T + self.bias  # (B, C)
+            read = (states - self.center) * self.gain  # (B, S)
+            scores = self.word_scale * scores + read @ self.rows.T + self.bias  # (B, C)
         return scores

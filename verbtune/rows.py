@@ -1,0 +1,149 @@
+"""The rows of a learned verbalizer, fitted while the prompt stands still.
+
+With the prompt fixed, the LM's word scores and states are fixed too, and the best rows are a small convex
+problem: a logistic regression that starts from the manual prompt. What it may read, and how much of
+the manual prompt it keeps, is chosen by cross-validation inside the training texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from sklearn.model_selection import StratifiedKFold
+
+__all__ = ["Reading", "choose_reading", "fit_rows"]
+
+Array = NDArray[np.float64]
+
+WORD_SCALES = (0.5, 1.0, 0.0)
+SHARES = ((0.2, 0.8), (0.0, 1.0), (1.0, 0.0))  # of the state at the answer and of the mean state of the text
+STRENGTHS = (0.25, 0.05, 1.0)
+BIAS_STRENGTH = 0.1
+FOLDS = 4
+MOST_CHOOSING = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a learned verbalizer reads of the LM.
+
+    Attributes
+    ----------
+    word_scale : float
+        Weight of the label words' own scores.
+    gain : ndarray of shape (S,)
+        Factor of every number of the state; 0 for what is left out.
+    center : ndarray of shape (S,)
+        Taken off the state first.
+    strength : float
+        Of the rows' pull to zero, which is the manual prompt, in units of one observation.
+    """
+
+    word_scale: float
+    gain: Array
+    center: Array
+    strength: float
+
+    def features(self, states: Array) -> Array:
+        """States (N, S) as the rows read them."""
+        return (states - self.center) * self.gain
+
+
+def fit_rows(base: Array, features: Array, y: NDArray[np.intp], weight: Array, *, strength: float) -> tuple[Array, Array]:
+    """Rows and biases of least penalised negative log-likelihood on top of given scores.
+
+    Parameters
+    ----------
+    base : ndarray of shape (N, C)
+        Class scores that the rows add to.
+    features : ndarray of shape (N, S)
+    y : ndarray of shape (N,)
+        Classes as indices.
+    weight : ndarray of shape (N,)
+    strength : float
+        Of the pull of the rows to zero, in units of one observation.
+
+    Returns
+    -------
+    rows : ndarray of shape (C, S)
+    bias : ndarray of shape (C,)
+    """
+    used = features.any(axis=0)
+    read = features[:, used]
+    n_classes, width = base.shape[1], read.shape[1]
+    truth = np.eye(n_classes)[y]
+
+    def loss(theta: Array) -> tuple[float, Array]:
+        rows, bias = theta[:-n_classes].reshape(n_classes, width), theta[-n_classes:]
+        logs = log_softmax(base + read @ rows.T + bias, axis=1)  # (N, C)
+        residual = weight[:, None] * (np.exp(logs) - truth)
+        value = -(weight[:, None] * truth * logs).sum() + strength * (rows**2).sum() / 2 + BIAS_STRENGTH * (bias**2).sum() / 2
+        return value, np.concatenate(
+            [(residual.T @ read + strength * rows).ravel(), residual.sum(axis=0) + BIAS_STRENGTH * bias]
+        )
+
+    theta = minimize(loss, np.zeros(n_classes * (width + 1)), jac=True, method="L-BFGS-B", options={"maxiter": 100}).x
+    rows = np.zeros((n_classes, features.shape[1]))
+    rows[:, used] = theta[:-n_classes].reshape(n_classes, width)
+    return rows, theta[-n_classes:]
+
+
+def choose_reading(
+    base: Array, states: Array, y: NDArray[np.intp], weight: Array, *, split: int, seed: int
+) -> tuple[Reading, Array | None]:
+    """What to read, by the likelihood of texts held out in turn.
+
+    Parameters
+    ----------
+    base : ndarray of shape (N, C)
+        The calibrated manual prompt's class scores.
+    states : ndarray of shape (N, S)
+        The state at the answer, and from column `split` on the mean state of the text.
+    y, weight : ndarray of shape (N,)
+    split : int
+    seed : int
+        Decides the folds, and which texts are used if there are many.
+
+    Returns
+    -------
+    reading : Reading
+    held_out : ndarray of shape (N, C), or None
+        Scores of the texts by rows that were fitted without them, NaN for texts that were not used; None
+        where a class has one text only, and the first of all readings is taken.
+    """
+    center = states.mean(axis=0)
+    sizes = (split, states.shape[1] - split)
+    spread = [np.sqrt(((part - part.mean(axis=0)) ** 2).sum(axis=1).mean()) + 1e-9 for part in np.split(states, [split], axis=1)]
+    shares, scale, strength = SHARES[0], WORD_SCALES[0], STRENGTHS[0]
+
+    def reading(shares: tuple[float, float], scale: float, strength: float) -> Reading:
+        return Reading(scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
+
+    chosen = np.random.default_rng(seed).permutation(len(y))[:MOST_CHOOSING]
+    folds = min(FOLDS, np.bincount(y[chosen], minlength=base.shape[1]).min())
+    if folds < 2:
+        return reading(shares, scale, strength), None
+    parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(chosen, y[chosen]))
+
+    @functools.cache
+    def held_out(*choice: Any) -> tuple[float, Array]:
+        tried = reading(*choice)
+        scores = np.full_like(base, np.nan)
+        features, words = tried.features(states), tried.word_scale * base
+        for inside, outside in ((chosen[i], chosen[o]) for i, o in parts):
+            rows, bias = fit_rows(words[inside], features[inside], y[inside], weight[inside], strength=tried.strength)
+            scores[outside] = words[outside] + features[outside] @ rows.T + bias
+        logs = log_softmax(scores[chosen], axis=1)[np.arange(len(chosen)), y[chosen]]
+        return float(np.average(logs, weights=weight[chosen])), scores
+
+    # One choice after the other: a third of the fits of the whole grid.
+    shares = max(SHARES, key=lambda s: held_out(s, scale, strength)[0])
+    scale = max(WORD_SCALES, key=lambda s: held_out(shares, s, strength)[0])
+    strength = max(STRENGTHS, key=lambda s: held_out(shares, scale, s)[0])
+    return reading(shares, scale, strength), held_out(shares, scale, strength)[1]
