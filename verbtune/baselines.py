@@ -288,12 +288,14 @@ class InContext(ZeroShot):
 
 
 class LinearProbe(_TextClassifier):
-    """A logistic regression on the frozen LM's state at the answer of the manual prompt.
+    """A logistic regression on the frozen LM's states under the manual prompt.
 
     Parameters
     ----------
     task : str, Path, dict or Task
     model : str, Path or Backbone, default="builtin/masked"
+    state : {"answer", "text"}, default="answer"
+        The state at the answer, or the mean state of the text: the two that `PromptClassifier` reads too.
     C : float, default=1.0
         Inverse strength of the regression's L2 penalty on standardised states.
     max_length : int, optional
@@ -306,6 +308,7 @@ class LinearProbe(_TextClassifier):
         task: Any,
         *,
         model: Any = "builtin/masked",
+        state: str = "answer",
         C: float = 1.0,
         max_length: int | None = None,
         device: str | None = None,
@@ -313,6 +316,7 @@ class LinearProbe(_TextClassifier):
     ) -> None:
         self.task = task
         self.model = model
+        self.state = state
         self.C = C
         self.max_length = max_length
         self.device = device
@@ -320,6 +324,8 @@ class LinearProbe(_TextClassifier):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LinearProbe:
         """Encode the texts once and fit the regression."""
+        if self.state not in ("answer", "text"):
+            raise ValueError(f"state={self.state!r} is unknown; use answer or text")
         task = Task.load(self.task)
         rows = check_rows(X, task.fields)
         self.classes_, _, codes = check_labels(y, len(rows), task)
@@ -342,7 +348,8 @@ class LinearProbe(_TextClassifier):
         return probabilities
 
     def _states(self, rows: Sequence[Row]) -> NDArray[np.float64]:
-        return self.compiled_.states(rows).double().numpy()
+        answer, text = self.compiled_.states(rows).double().tensor_split([self.compiled_.backbone.width], dim=1)
+        return (answer if self.state == "answer" else text).numpy()
 
 
 class FineTuned(_TextClassifier):
@@ -489,6 +496,7 @@ _FACTORIES: dict[str, Factory] = {
     ),
     "in-context+batch": lambda task, lm, seed, n: InContext(task, model=lm, calibration="batch", random_state=seed),
     "linear-probe": lambda task, lm, seed, n: LinearProbe(task, model=lm),
+    "linear-probe+text": lambda task, lm, seed, n: LinearProbe(task, model=lm, state="text"),
     "soft-prompt": lambda task, lm, seed, n: PromptClassifier(
         task, model=lm, verbalizer="fixed", tune_template=False, prompt_length=20 if n is None else n, random_state=seed
     ),
