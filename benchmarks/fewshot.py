@@ -26,12 +26,31 @@ from verbtune.bench import run as run_bench
 HERE = Path(__file__).parent
 MODELS = ("builtin/masked", "builtin/causal")
 TASKS = (
-    "sst2 sst5 cr uci_sentences imdb agnews trec6 snips banking77 clinc150 emotion tweet_emotion sms_spam sib200_en"
-).split()
+    *("sst2", "sst5", "cr", "uci_sentences", "imdb", "agnews", "trec6", "snips", "banking77", "clinc150", "emotion"),
+    *("tweet_emotion", "sms_spam", "sib200_en"),
+)
 METHODS = ("tfidf", "zero-shot", "zero-shot+batch", "linear-probe", "linear-probe+text", "verbtune")
 TWIN = "random twin"
-KEPT = ("task", "method", "model", "shots", "seed", "n_train", "n_test", "accuracy", "macro_f1", "nll", "ece", "brier",
-        "trained_parameters", "artifact_bytes", "fit_seconds", "predict_seconds", "split_checksum", "model_fingerprint")
+KEPT = (
+    "task",
+    "method",
+    "model",
+    "shots",
+    "seed",
+    "n_train",
+    "n_test",
+    "accuracy",
+    "macro_f1",
+    "nll",
+    "ece",
+    "brier",
+    "trained_parameters",
+    "artifact_bytes",
+    "fit_seconds",
+    "predict_seconds",
+    "split_checksum",
+    "model_fingerprint",
+)
 
 
 @click.group()
@@ -51,9 +70,16 @@ def run(data: Path, model: str, limit: int, work: Path, threads: int) -> None:
     name = model.replace("/", "-")
     trained = run_bench(TASKS, [model], methods=METHODS, output=work / f"fewshot-{name}", data=data, limit=limit)
     twin = run_bench(
-        TASKS, [random_twin(model)], methods=["linear-probe"], output=work / f"fewshot-{name}-twin", data=data, limit=limit
+        TASKS,
+        [random_twin(model)],
+        methods=["linear-probe"],
+        output=work / f"fewshot-{name}-twin",
+        data=data,
+        limit=limit,
     )
-    records = [record for outcome in (trained, twin) for record in json.loads(json.dumps(outcome.records, default=vars))]
+    records = [
+        record for outcome in (trained, twin) for record in json.loads(json.dumps(outcome.records, default=vars))
+    ]
     kept = [{key: record[key] for key in KEPT} for record in records]
     target = HERE / "records" / f"fewshot-{name}.json"
     target.write_text("[\n" + ",\n".join(json.dumps(record) for record in kept) + "\n]\n")
@@ -77,10 +103,10 @@ def table() -> None:
     """Write `fewshot.md` from the records."""
     blocks = [
         "# The built-in models with 16 labelled texts a class",
-        "Written by `python benchmarks/fewshot.py table` from `benchmarks/records/fewshot-*.json`. Accuracy in per cent, mean "
-        "± standard deviation over five seeds (13, 21, 42, 87, 100); each seed draws its own 16 training texts a class, and all "
-        "methods see the same ones. Best of a row in bold. The published test sets are used, or the development sets that "
-        "stand in for them, cut to at most 300 texts, class by class.",
+        "Written by `python benchmarks/fewshot.py table` from `benchmarks/records/fewshot-*.json`. Accuracy in per cent, "
+        "mean ± standard deviation over five seeds (13, 21, 42, 87, 100); each seed draws its own 16 training texts a "
+        "class, and all methods see the same ones. Best of a row in bold. The published test sets are used, or the "
+        "development sets that stand in for them, cut to at most 300 texts, class by class.",
     ]
     for model in MODELS:
         path = HERE / "records" / f"fewshot-{model.replace('/', '-')}.json"
@@ -111,9 +137,7 @@ def model_blocks(records: list[dict[str, Any]]) -> list[str]:
     ours = [m for m in METHODS if m != "tfidf"]
     won = [t for t in tasks if max(means[t, m] for m in ours) > means[t, "tfidf"]]
     main_won = [t for t in tasks if means[t, "verbtune"] > means[t, "tfidf"]]
-    lost = [
-        f"{t} (by {means[t, 'tfidf'] - max(means[t, m] for m in ours):.1f} points)" for t in tasks if t not in won
-    ]
+    lost = [f"{t} (by {means[t, 'tfidf'] - max(means[t, m] for m in ours):.1f} points)" for t in tasks if t not in won]
     text = (
         f"The best method on this LM beats TF-IDF with logistic regression on {len(won)} of {len(tasks)} sets, "
         f"`verbtune` on {len(main_won)}."

@@ -40,7 +40,11 @@ def _wordpiece() -> tf.PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.WordPiece()
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
 
 
@@ -51,9 +55,7 @@ def _byte_bpe(special: bool) -> tf.PreTrainedTokenizerFast:
     names = ["<s>", "<pad>", "</s>", "<mask>"] if special else ["<|endoftext|>"]
     tokenizer.train_from_iterator(
         SENTENCES,
-        trainers.BpeTrainer(
-            vocab_size=450, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        ),
+        trainers.BpeTrainer(vocab_size=450, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
     )
     if not special:
         return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=names[0], bos_token=names[0])
@@ -62,7 +64,12 @@ def _byte_bpe(special: bool) -> tf.PreTrainedTokenizerFast:
     )
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", pad_token="<pad>", mask_token="<mask>",
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        mask_token="<mask>",
     )
 
 
@@ -73,9 +80,7 @@ def _metaspace(masked: bool) -> tf.PreTrainedTokenizerFast:
     names = ["<unk>", "<s>", "</s>", "<mask>"]
     tokenizer.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=300, special_tokens=names))
     single = "<s> $A </s>" if masked else "<s> $A"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])
     extra = {"mask_token": "<mask>"} if masked else {}
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>", **extra
@@ -100,8 +105,16 @@ def _roberta() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
 def _modernbert() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
     t = _wordpiece()
     config = tf.ModernBertConfig(
-        vocab_size=len(t), pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
-        local_attention=16, global_attn_every_n_layers=2, **SMALL, **ROOM,
+        vocab_size=len(t),
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+        local_attention=16,
+        global_attn_every_n_layers=2,
+        **SMALL,
+        **ROOM,
     )
     return tf.ModernBertForMaskedLM(config), t
 
@@ -115,15 +128,22 @@ def _distilbert() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
 def _deberta() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
     t = _metaspace(masked=True)
     config = tf.DebertaV2Config(
-        vocab_size=len(t), pad_token_id=2, relative_attention=True, pos_att_type=["p2c", "c2p"],
-        position_buckets=16, **SMALL, **ROOM,
+        vocab_size=len(t),
+        pad_token_id=2,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=16,
+        **SMALL,
+        **ROOM,
     )
     return tf.DebertaV2ForMaskedLM(config), t
 
 
 def _gpt2() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
     t = _byte_bpe(special=False)
-    config = tf.GPT2Config(vocab_size=len(t), n_positions=160, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    config = tf.GPT2Config(
+        vocab_size=len(t), n_positions=160, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+    )
     return tf.GPT2LMHeadModel(config), t
 
 
@@ -141,8 +161,14 @@ def _qwen3() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
 def _opt() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
     t = _byte_bpe(special=True)
     config = tf.OPTConfig(
-        vocab_size=len(t), hidden_size=32, word_embed_proj_dim=24, num_hidden_layers=2, num_attention_heads=4,
-        ffn_dim=48, pad_token_id=1, **ROOM,
+        vocab_size=len(t),
+        hidden_size=32,
+        word_embed_proj_dim=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        pad_token_id=1,
+        **ROOM,
     )
     return tf.OPTForCausalLM(config), t
 
@@ -152,7 +178,13 @@ def _bert_causal() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
     return tf.BertLMHeadModel(tf.BertConfig(vocab_size=len(t), is_decoder=True, **SMALL, **ROOM)), t
 
 
-MASKED = {"bert": _bert, "roberta": _roberta, "modernbert": _modernbert, "distilbert": _distilbert, "deberta-v2": _deberta}
+MASKED = {
+    "bert": _bert,
+    "roberta": _roberta,
+    "modernbert": _modernbert,
+    "distilbert": _distilbert,
+    "deberta-v2": _deberta,
+}
 CAUSAL = {"gpt2": _gpt2, "llama": _llama, "qwen3": _qwen3, "opt": _opt, "bert-causal": _bert_causal}
 ARCHITECTURES = MASKED | CAUSAL
 

@@ -31,6 +31,7 @@ VERBALIZER_FILE = "verbalizer.safetensors"
 STATE_FILE = "verbtune.json"
 TASK_FILE = "task.yaml"
 CARD_FILE = "README.md"
+FILES = {PROMPT_FILE, PEFT_FILE, VERBALIZER_FILE, STATE_FILE, TASK_FILE, CARD_FILE}
 
 
 class ArtifactError(ValueError):
@@ -73,8 +74,6 @@ def write(folder: Path, artifact: Artifact) -> None:
     ArtifactError
         If the folder cannot be written, or holds something that is not a saved classifier.
     """
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / STATE_FILE).is_file())):
-        raise ArtifactError(f"{folder}: holds something that is not a saved classifier; choose another folder")
     files = {TASK_FILE: artifact.task.to_yaml().encode(), CARD_FILE: artifact.card.encode()}
     if artifact.prompt is not None:
         files[PROMPT_FILE] = safetensors.torch.save({"prompt_embeddings": artifact.prompt.contiguous()})
@@ -84,9 +83,12 @@ def write(folder: Path, artifact: Artifact) -> None:
         files[PEFT_FILE] = json.dumps(artifact.peft, indent=2).encode()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != CARD_FILE}
     state = {"format": FORMAT, **artifact.state, "files": hashes}
+    state["checksum"] = _checksum(state)
     files[STATE_FILE] = json.dumps(state, indent=2, ensure_ascii=False, allow_nan=False).encode()
     temporary: Path | None = None
     try:
+        if os.path.lexists(folder) and not _replaceable(folder):
+            raise ArtifactError(f"{folder}: holds something that is not a saved classifier; choose another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         temporary.chmod(0o755)
@@ -96,7 +98,12 @@ def write(folder: Path, artifact: Artifact) -> None:
             (new / name).write_bytes(data)
         if folder.exists():
             os.rename(folder, old)
-        os.rename(new, folder)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be written ({error.strerror}); choose a folder you may write") from None
     finally:
@@ -114,13 +121,19 @@ def read(folder: Path) -> Artifact:
     """
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder; give the folder that save_pretrained wrote")
+    data = _bytes(folder, STATE_FILE)
     try:
-        state = json.loads(_bytes(folder, STATE_FILE))
-        hashes = dict(state["files"])
-        if state["format"] != FORMAT:
-            raise ArtifactError(f"{folder}: format {state['format']!r}, this version reads {FORMAT}; update verbtune")
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{folder / STATE_FILE}: damaged ({type(error).__name__}); save the classifier again") from None
+        state = json.loads(data.decode())
+        found, checksum = state["format"], state.pop("checksum", None)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(
+            f"{folder / STATE_FILE}: damaged ({type(error).__name__}); save the classifier again"
+        ) from None
+    if found != FORMAT:
+        raise ArtifactError(f"{folder}: format {found!r:.40}, this version reads {FORMAT}; update verbtune")
+    if checksum != _checksum(state):
+        raise ArtifactError(f"{folder / STATE_FILE}: damaged or changed; save the classifier again")
+    hashes: dict[str, str] = state["files"]
     files: dict[str, bytes] = {}
     for name, expected in hashes.items():
         if name not in (TASK_FILE, PROMPT_FILE, VERBALIZER_FILE, PEFT_FILE):
@@ -143,6 +156,15 @@ def read(folder: Path) -> Artifact:
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"{folder}: {name} holds numbers that are not finite; train it again")
     return Artifact(task, prompt, verbalizer, state, peft, "")
+
+
+def _replaceable(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    return not names or (STATE_FILE in names and names <= FILES)
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def size(folder: Path) -> int:

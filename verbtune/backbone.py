@@ -218,7 +218,7 @@ class Backbone:
                     "nor a causal LM; pass kind='masked' or kind='causal' to Backbone.load"
                 )
             auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
-            model, info = auto.from_pretrained(
+            model, info = auto.from_pretrained(  # type: ignore[misc]
                 path, **where, dtype=getattr(torch, dtype), output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(path, **where)
@@ -255,7 +255,8 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.device
+        where: torch.device = self.model.device
+        return where
 
     @functools.cached_property
     def width(self) -> int:
@@ -269,10 +270,10 @@ class Backbone:
         depth = self.model.config.get_text_config().num_hidden_layers
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == depth:
-                return module[max(1, round(TEXT_DEPTH * depth)) - 1]
-        raise BackboneError(
-            f"{self.name or type(self.model).__name__}: no list of {depth} layers in it; this architecture is not supported"
-        )
+                layer: nn.Module = module[max(1, round(TEXT_DEPTH * depth)) - 1]
+                return layer
+        name = self.name or type(self.model).__name__
+        raise BackboneError(f"{name}: no list of {depth} layers in it; this architecture is not supported")
 
     @property
     def state_width(self) -> int:
@@ -292,13 +293,14 @@ class Backbone:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What tells this LM from any other: SHA-256 of its weights as they are in memory."""
+        """What tells this LM from any other: SHA-256 of its weights, in whichever precision it is loaded."""
         digest = hashlib.sha256()
         with self._lock:
             tensors = sorted(self.model.state_dict().items())
         for name, tensor in tensors:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy())
+            # All as bfloat16: a file loaded as float32 on a CPU and as bfloat16 on a GPU is one LM.
+            digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy())
         # What a call leaves behind in a fast tokenizer is no part of what it is.
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
         digest.update(json.dumps(tokenizer, sort_keys=True).encode())

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .calibration import CONTENT_FREE_TEXTS, Calibration, batch, content_free
 from .classifier import PromptClassifier
-from .compiled import CompiledTask, compile_task
+from .compiled import compile_task
 from .data import check_labels, check_rows
 from .encode import Row
 from .task import Task
@@ -199,7 +199,9 @@ class ZeroShot(_TextClassifier):
             self.calibration_ = Calibration.none(len(names))
         self.trained_parameters_ = 0
         bias = FLOAT_BYTES * len(names) * (self.calibration != "none")
-        self.artifact_bytes_ = len(task.to_yaml().encode()) + bias + len(json.dumps([list(map(str, d)) for d in demonstrations]))
+        self.artifact_bytes_ = (
+            len(task.to_yaml().encode()) + bias + len(json.dumps([list(map(str, d)) for d in demonstrations]))
+        )
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -211,9 +213,7 @@ class ZeroShot(_TextClassifier):
         words, states = self.compiled_.infer(rows)
         return self.verbalizer_(words, states).double().numpy()  # type: ignore[no-any-return]
 
-    def _demonstrations(
-        self, task: Task, backbone: Backbone, rows: Sequence[Row], y: Any
-    ) -> list[tuple[Row, str]]:
+    def _demonstrations(self, task: Task, backbone: Backbone, rows: Sequence[Row], y: Any) -> list[tuple[Row, str]]:
         return []
 
 
@@ -260,9 +260,7 @@ class InContext(ZeroShot):
         self.k = k
         self.random_state = random_state
 
-    def _demonstrations(
-        self, task: Task, backbone: Backbone, rows: Sequence[Row], y: Any
-    ) -> list[tuple[Row, str]]:
+    def _demonstrations(self, task: Task, backbone: Backbone, rows: Sequence[Row], y: Any) -> list[tuple[Row, str]]:
         if self.k == 0:
             return []
         _, names, codes = check_labels(y, len(rows), task)
@@ -277,9 +275,9 @@ class InContext(ZeroShot):
         frame = empty.layout.n_constant + empty.words.longest + 2  # tokens that a demonstration adds to its texts
         room = limit - frame - min(ROOM_FOR_TEXT, limit // 2)
         share = max(room // self.k - frame, 8 * len(task.fields))
-        demonstrations = []
+        demonstrations: list[tuple[Row, str]] = []
         for i in chosen:
-            row = {name: _cut_text(backbone, text, share // len(task.fields)) for name, text in rows[i].items()}
+            row: Row = {name: _cut_text(backbone, text, share // len(task.fields)) for name, text in rows[i].items()}
             room -= frame + sum(len(backbone.tokenizer.tokenize(text)) for text in row.values())
             if room < 0:
                 break
@@ -342,9 +340,7 @@ class LinearProbe(_TextClassifier):
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities (N, C)."""
         check_is_fitted(self)
-        probabilities: NDArray[np.float64] = self.probe_.predict_proba(
-            self._states(check_rows(X, self.task_.fields))
-        )
+        probabilities: NDArray[np.float64] = self.probe_.predict_proba(self._states(check_rows(X, self.task_.fields)))
         return probabilities
 
     def _states(self, rows: Sequence[Row]) -> NDArray[np.float64]:
@@ -500,9 +496,11 @@ _FACTORIES: dict[str, Factory] = {
     "soft-prompt": lambda task, lm, seed, n: PromptClassifier(
         task, model=lm, verbalizer="fixed", tune_template=False, prompt_length=20 if n is None else n, random_state=seed
     ),
-    "verbtune": lambda task, lm, seed, n: PromptClassifier(task, model=lm, random_state=seed)
-    if n is None
-    else PromptClassifier(task, model=lm, random_state=seed, prompt_length=n),
+    "verbtune": lambda task, lm, seed, n: (
+        PromptClassifier(task, model=lm, random_state=seed)
+        if n is None
+        else PromptClassifier(task, model=lm, random_state=seed, prompt_length=n)
+    ),
     "lora": lambda task, lm, seed, n: FineTuned(task, model=lm, method="lora", random_state=seed),
     "fine-tuning": lambda task, lm, seed, n: FineTuned(task, model=lm, random_state=seed),
 }

@@ -38,9 +38,13 @@ class Calibration:
         """The calibration that changes nothing."""
         return cls(1.0, np.zeros(n_classes))
 
+    def apply(self, scores: Scores) -> Scores:
+        """Calibrated class scores (N, C) of class scores (N, C)."""
+        return scores / self.temperature + self.bias
+
     def probabilities(self, scores: Scores) -> Scores:
         """Class probabilities (N, C) of class scores (N, C)."""
-        probabilities: Scores = softmax(scores / self.temperature + self.bias, axis=1)
+        probabilities: Scores = softmax(self.apply(scores), axis=1)
         return probabilities
 
 

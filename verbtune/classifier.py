@@ -211,7 +211,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         examples = compiled.encode(rows)
         strength, calibration = 0.0, Calibration.none(len(classes))
         if verbalizer.rows is not None:
-            reading, calibration = self._fit_rows(compiled, verbalizer, prompt, examples, codes, weights, training, seed)
+            reading, calibration = self._fit_rows(
+                compiled, verbalizer, prompt, examples, codes, weights, training, seed
+            )
             strength = reading.strength
         # On a causal LM either the text comes before all soft tokens and is read once, or a stretch that all
         # examples share comes first and is read once a batch.
@@ -240,23 +242,27 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 return -float((F.cross_entropy(scores, targets[held_out], reduction="none") * scale[held_out]).mean())
 
         trains = any(p.requires_grad for p in parts.parameters())
-        history = tune(
-            parts,
-            loss,
-            len(training),
-            prompt=prompt,
-            learning_rate=self.learning_rate,
-            steps=self.steps if trains else 0,
-            batch_size=self.batch_size,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-            seed=seed,
-            validate=validate if len(held_out) else None,
-            evaluate_every=self.evaluate_every,
-            patience=self.patience,
-            progress=self.verbose,
-        ) if trains else History()
+        history = (
+            tune(
+                parts,
+                loss,
+                len(training),
+                prompt=prompt,
+                learning_rate=self.learning_rate,
+                steps=self.steps if trains else 0,
+                batch_size=self.batch_size,
+                warmup=self.warmup,
+                weight_decay=self.weight_decay,
+                max_grad_norm=self.max_grad_norm,
+                seed=seed,
+                validate=validate if len(held_out) else None,
+                evaluate_every=self.evaluate_every,
+                patience=self.patience,
+                progress=self.verbose,
+            )
+            if trains
+            else History()
+        )
         if history.interrupted:
             warnings.warn(
                 f"training was interrupted after {len(history.steps) - 1} of {self.steps} steps; "
@@ -273,7 +279,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.trained_parameters_ = sum(p.numel() for p in parts.parameters())
         return self
 
-    def decision_function(self, X: Any) -> NDArray[np.float64]:
+    def class_scores(self, X: Any) -> NDArray[np.float64]:
         """Class scores (N, C) before calibration, in nats."""
         check_is_fitted(self)
         rows = check_rows(X, self.task_.fields)
@@ -283,12 +289,20 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             scores: Tensor = self.verbalizer_(words.to(device), states.to(device))
         return scores.double().cpu().numpy()
 
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Calibrated class scores (N, C); as scikit-learn wants it, their difference (N,) for two classes."""
+        check_is_fitted(self)
+        scores = self.calibration_.apply(self.class_scores(X))
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities (N, C); the columns follow `classes_`."""
-        return self.calibration_.probabilities(self.decision_function(X))
+        check_is_fitted(self)
+        return self.calibration_.probabilities(self.class_scores(X))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable class of each text."""
+        check_is_fitted(self)
         best: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return best
 
@@ -310,7 +324,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.prompt_ is None:
             return []
         backbone = self.compiled_.backbone
-        distances = torch.cdist(self.prompt_.float(), backbone.embedding_table())  # (P, V)
+        # The default by matrix product is off by 1e-3 where the distance is 0.
+        distances = torch.cdist(
+            self.prompt_.float(), backbone.embedding_table(), compute_mode="donot_use_mm_for_euclid_dist"
+        )  # (P, V)
         values, ids = distances.topk(k, largest=False)
         return [
             list(zip(backbone.tokenizer.convert_ids_to_tokens(i), v, strict=True))
@@ -334,11 +351,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         backbone = compiled.backbone
         prompt, peft = self.prompt_, None
         if prompt is not None and backbone.kind == "causal" and compiled.layout.n_soft_prefix:
-            start = compiled.layout.parts[0].ids[: _first_slot(compiled)]
-            prompt = torch.cat([backbone.embed(torch.tensor(start, dtype=torch.long)), prompt])
+            start = torch.tensor(compiled.layout.before_prompt, dtype=torch.long)
+            prompt = torch.cat([backbone.embed(start).float(), prompt])  # PEFT puts its vectors before everything
             peft = _peft_config(backbone, len(prompt))
-        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in ("task", "model", "device", "dtype")}
-        parameters["random_state"] = self.random_state if isinstance(self.random_state, int) else None
+        parameters = {
+            k: v for k, v in self.get_params(deep=False).items() if k not in ("task", "model", "device", "dtype")
+        }
+        parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in parameters.items()}
+        if not isinstance(parameters["random_state"], int):
+            parameters["random_state"] = None
         state = {
             "verbtune": metadata.version("verbtune"),
             "base_model": {"name": backbone.name, "kind": backbone.kind, "fingerprint": backbone.fingerprint},
@@ -388,16 +409,25 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{folder}: trained on {base['name']} ({base['kind']}, {base['fingerprint'][:12]}…), but "
                 f"{backbone.name} ({backbone.kind}) is {backbone.fingerprint[:12]}…; pass the LM it was trained on as model="
             )
-        clf = cls(saved.task, model=backbone if model is not None else base["name"], device=device, dtype=dtype,
-                  **saved.state["parameters"])
+        clf = cls(
+            saved.task,
+            model=backbone if model is not None else base["name"],
+            device=device,
+            dtype=dtype,
+            **saved.state["parameters"],
+        )
         clf.task_ = saved.task
         clf.classes_ = np.array(saved.state["classes"])
         clf.compiled_ = clf._compile(saved.task, backbone, saved.state["class_names"])
         n_slots = len(clf.compiled_.layout.slot_tokens)
         clf.prompt_ = None if saved.prompt is None else saved.prompt[len(saved.prompt) - n_slots :].to(backbone.device)
-        clf.verbalizer_ = Verbalizer(
-            clf.compiled_.words, backbone.state_width, aggregate=clf.aggregate, learned=bool(saved.verbalizer)
-        ).requires_grad_(False).to(backbone.device)
+        clf.verbalizer_ = (
+            Verbalizer(
+                clf.compiled_.words, backbone.state_width, aggregate=clf.aggregate, learned=bool(saved.verbalizer)
+            )
+            .requires_grad_(False)
+            .to(backbone.device)
+        )
         try:
             clf.verbalizer_.load_state_dict(clf.verbalizer_.state_dict() | saved.verbalizer)
         except RuntimeError as error:
@@ -437,12 +467,19 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ("validation_fraction", 0, 0.9, False),
             ("evaluate_every", 1, math.inf, True),
             ("patience", 1, math.inf, True),
+            ("max_length", 1, math.inf, True),
         ):
             value = getattr(self, name)
+            if name == "max_length" and value is None:
+                continue
             kind = numbers.Integral if whole else numbers.Real
-            if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+            good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(float(value))
+            if not good or not low <= float(value) <= high:
                 noun = "a whole number" if whole else "a number"
                 raise ValueError(f"{name}={value!r} must be {noun} from {low} to {high}")
+        for name in ("tune_template", "verbose"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
 
     def _split(self, codes: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         everything = np.arange(len(codes))
@@ -480,9 +517,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             scores = verbalizer.cpu()(words, states).double().numpy()  # (N, C): rows are zero as yet
         y, weight, read = codes[training], weights[training], states.double().numpy()
         against = batch(scores).bias
-        reading, held_out = choose_reading(
-            scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32
-        )
+        reading, held_out = choose_reading(scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32)
         rows, bias = fit_rows(
             reading.word_scale * (scores + against), reading.features(read), y, weight, strength=reading.strength
         )
@@ -529,7 +564,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         elif free:
             start[free] = from_random(table, len(free), generator=generator)
         return SoftPrompt(
-            start, scale=float(table.square().mean().sqrt()), reparameterization=self.reparameterization,
+            start,
+            scale=float(table.square().mean().sqrt()),
+            reparameterization=self.reparameterization,
             generator=generator,
         )
 
@@ -547,13 +584,9 @@ def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
     weights = np.asarray(sample_weight, dtype=float)
     if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise DataError(
-            f"sample_weight of shape {weights.shape} for {n} texts; give one finite number from 0 for each, not all 0"
+            f"sample_weight of shape {weights.shape} for {n} texts; give each a finite number, 0 or more, not all zero"
         )
     return weights / weights.mean()
-
-
-def _first_slot(compiled: CompiledTask) -> int:
-    return next(i for i, slot in enumerate(compiled.layout.parts[0].slots) if slot >= 0)
 
 
 def _peft_config(backbone: Backbone, n: int) -> dict[str, Any]:

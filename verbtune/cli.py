@@ -615,7 +615,7 @@ def bench(
     if as_json:
         click.echo((output / "results.json").read_text(encoding="utf-8"))
     else:
-        click.echo(report.table(benchmark.summarize(outcome.records)))
+        click.echo(report.table(benchmark.summarize(outcome.records)), nl=False)
     click.echo(f"Report: {output / 'report.html'}", err=True)
     for failure in outcome.failures:
         name = benchmark.label(failure.method, failure.prompt_length)

@@ -80,7 +80,5 @@ def compile_task(
         tune_template=tune_template,
         demonstrations=demonstrations,
     )
-    words = compile_words(
-        task, backbone.tokenizer, lead=layout.answer_lead, classes=classes, multi_token=multi_token
-    )
+    words = compile_words(task, backbone.tokenizer, lead=layout.answer_lead, classes=classes, multi_token=multi_token)
     return CompiledTask(backbone, shorten(layout, words.longest - 1, task), words)

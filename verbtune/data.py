@@ -95,7 +95,9 @@ def check_rows(X: Any, fields: Sequence[str]) -> list[Row]:
 def _check_row(item: Any, fields: Sequence[str], i: int) -> Row:
     if not isinstance(item, Mapping):
         if len(fields) > 1:
-            raise DataError(f"row {i}: this task reads {', '.join(fields)}; give a dict with these keys, not {item!r:.60}")
+            raise DataError(
+                f"row {i}: this task reads {', '.join(fields)}; give a dict with these keys, not {item!r:.60}"
+            )
         item = {fields[0]: item}
     row = {}
     for name in fields:
@@ -260,7 +262,7 @@ def _records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: not a line of JSON ({error})") from None
             if not isinstance(record, dict):
-                raise DataError(f"{path}:{number}: expected an object such as {{\"text\": …}}, got {line.strip():.60}")
+                raise DataError(f'{path}:{number}: expected an object such as {{"text": …}}, got {line.strip():.60}')
             yield number, record
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None

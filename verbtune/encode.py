@@ -9,6 +9,7 @@ ids; user text is tokenized with `split_special_tokens=True`, so "[MASK]" in a r
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -85,11 +86,21 @@ class Layout:
 
     @property
     def n_soft_prefix(self) -> int | None:
-        """P if the prompt is one stretch at the very front, special tokens aside, else None."""
+        """P if the prompt is one stretch in the part that all examples start with, else None."""
         slots = [s for p in self.parts if isinstance(p, _Constant) for s in p.slots]
         soft = [i for i, s in enumerate(slots) if s >= 0]
         front = soft and soft == list(range(soft[0], soft[0] + len(soft))) and soft[-1] < self.n_prefix
-        return len(soft) if front and isinstance(self.parts[0], _Constant) else None
+        return len(soft) if front else None
+
+    @property
+    def before_prompt(self) -> tuple[int, ...]:
+        """The fixed ids that all examples start with, up to the first soft slot."""
+        first = self.parts[0]
+        if not isinstance(first, _Constant):
+            return ()
+        return tuple(
+            id for id, _ in itertools.takewhile(lambda pair: pair[1] < 0, zip(first.ids, first.slots, strict=True))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,9 +333,7 @@ class _Compiler:
         first = len(self.slot_tokens)
         self.slot_tokens += tokens
         filler = self.tokenizer.pad_token_id or 0
-        self._constant(
-            [filler if t is None else t for t in tokens], list(range(first, first + len(tokens)))
-        )
+        self._constant([filler if t is None else t for t in tokens], list(range(first, first + len(tokens))))
 
     def _constant(self, ids: Sequence[int], slots: Sequence[int]) -> None:
         last = self.parts[-1] if self.parts else None
@@ -399,9 +408,7 @@ def _cut(tokens: list[int], n: int, side: str) -> list[int]:
     return tokens[:n]
 
 
-def collate(
-    examples: Sequence[Example], *, pad_id: int, mask_id: int | None = None, n_masks: int = 1
-) -> Batch:
+def collate(examples: Sequence[Example], *, pad_id: int, mask_id: int | None = None, n_masks: int = 1) -> Batch:
     """Pad examples on the right to one batch.
 
     Parameters
@@ -427,4 +434,3 @@ def collate(
             texts[i, start + moved : stop + moved] = 1
     answers = torch.tensor([e.answer for e in examples])[:, None] + torch.arange(n_masks)  # (B, M)
     return Batch(ids, attention, slots, texts, answers)
-

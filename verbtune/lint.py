@@ -233,7 +233,7 @@ def _words(words: Sequence[_Word], backbone: Backbone) -> Iterator[Problem]:
     if split:
         yield Problem(
             "warning",
-            f"verbalizer: {len(split)} of {len(words)} label words are several tokens: {_some(split)}; they are scored "
+            f"verbalizer: several tokens for {len(split)} of {len(words)} label words: {_some(split)}; they are scored "
             "whole, which is exact but slower than with words of one token",
         )
     for short, long in itertools.combinations(sorted(words, key=lambda w: len(w.ids)), 2):
@@ -273,8 +273,8 @@ def _words(words: Sequence[_Word], backbone: Backbone) -> Iterator[Problem]:
     if means[most] - means[least] >= PIECES_APART:
         yield Problem(
             "warning",
-            f"verbalizer: words of {least!r} have {means[least]:.3g} tokens, of {most!r} {means[most]:.3g}; a score "
-            f"is a sum over tokens and favours {least!r} until calibrated or tuned",
+            f"verbalizer: words differ in tokens, from {means[least]:.3g} for {least!r} to {means[most]:.3g} for "
+            f"{most!r}; scores are sums over tokens and favour {least!r} until calibrated or tuned",
         )
 
 

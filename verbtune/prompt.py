@@ -86,7 +86,7 @@ class SoftPrompt(nn.Module):
             change = self.left @ self.theta
         else:
             change = self.theta
-        return self.start + self.scale * change  # (P, H)
+        return torch.add(self.start, change, alpha=self.scale)  # (P, H)
 
 
 def from_vocabulary(embeddings: Tensor, n: int, *, exclude: Sequence[int], generator: torch.Generator) -> Tensor:

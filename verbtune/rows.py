@@ -55,7 +55,9 @@ class Reading:
         return (states - self.center) * self.gain
 
 
-def fit_rows(base: Array, features: Array, y: NDArray[np.intp], weight: Array, *, strength: float) -> tuple[Array, Array]:
+def fit_rows(
+    base: Array, features: Array, y: NDArray[np.intp], weight: Array, *, strength: float
+) -> tuple[Array, Array]:
     """Rows and biases of least penalised negative log-likelihood on top of given scores.
 
     Parameters
@@ -83,7 +85,11 @@ def fit_rows(base: Array, features: Array, y: NDArray[np.intp], weight: Array, *
         rows, bias = theta[:-n_classes].reshape(n_classes, width), theta[-n_classes:]
         logs = log_softmax(base + read @ rows.T + bias, axis=1)  # (N, C)
         residual = weight[:, None] * (np.exp(logs) - truth)
-        value = -(weight[:, None] * truth * logs).sum() + strength * (rows**2).sum() / 2 + BIAS_STRENGTH * (bias**2).sum() / 2
+        value = (
+            -(weight[:, None] * truth * logs).sum()
+            + strength * (rows**2).sum() / 2
+            + BIAS_STRENGTH * (bias**2).sum() / 2
+        )
         return value, np.concatenate(
             [(residual.T @ read + strength * rows).ravel(), residual.sum(axis=0) + BIAS_STRENGTH * bias]
         )
@@ -119,7 +125,10 @@ def choose_reading(
     """
     center = states.mean(axis=0)
     sizes = (split, states.shape[1] - split)
-    spread = [np.sqrt(((part - part.mean(axis=0)) ** 2).sum(axis=1).mean()) + 1e-9 for part in np.split(states, [split], axis=1)]
+    spread = [
+        np.sqrt(((part - part.mean(axis=0)) ** 2).sum(axis=1).mean()) + 1e-9
+        for part in np.split(states, [split], axis=1)
+    ]
     shares, scale, strength = SHARES[0], WORD_SCALES[0], STRENGTHS[0]
 
     def reading(shares: tuple[float, float], scale: float, strength: float) -> Reading:

@@ -133,9 +133,7 @@ class Template:
             elif name.isidentifier():
                 segments.append(Field(name))
             else:
-                raise TaskError(
-                    f"{where}: {{{name}}} is not a field name; use letters, digits and '_', as in {{text}}"
-                )
+                raise TaskError(f"{where}: {{{name}}} is not a field name; use letters, digits and '_', as in {{text}}")
         answers = segments.count(Answer())
         if answers != 1:
             raise TaskError(f"{where}: {template!r} has {answers} {{answer}} pieces; write exactly one")
@@ -426,7 +424,7 @@ class _SpecLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.YAMLError(f"the alias *{event.anchor} is not allowed; write the value out")
         return super().compose_node(parent, index)
 
@@ -490,7 +488,11 @@ def _verbalizer(spec: Any, source: str) -> dict[str, dict[str, float]]:
 
 
 def _yaml_word(value: Any) -> str:
-    return {True: "yes", False: "no", None: "null"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return (
+        {True: "yes", False: "no", None: "null"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
 
 
 def _truncate(spec: Any, fields: Sequence[str], source: str) -> dict[str, str]:

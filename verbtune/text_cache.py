@@ -52,7 +52,8 @@ class TextCache:
             for index in by_length(self.lengths):
                 start = backbone.encode_start([examples[i] for i in index], [self.lengths[i] for i in index])
                 assert start is not None
-                layers = torch.stack([torch.stack([x.keys, x.values]) for x in start.cache.layers])  # (L, 2, B, h, F, d)
+                pairs = [torch.stack([x.keys, x.values]) for x in start.cache.layers]  # type: ignore[union-attr,list-item]
+                layers = torch.stack(pairs)  # (L, 2, B, h, F, d)
                 if not self.offsets:
                     self._allocate(layers)
                     self.text_sum = torch.empty(len(examples), start.text_sum.shape[1])
@@ -96,6 +97,9 @@ class TextCache:
         self._folder = tempfile.TemporaryDirectory(prefix="verbtune-")
         needed, free = total * layers.element_size(), shutil.disk_usage(self._folder.name).free
         if needed > free:
-            raise OSError(f"{needed >> 20} MiB of cached texts do not fit the {free >> 20} MiB free in {self._folder.name}")
+            raise OSError(
+                f"the cached texts take {needed >> 20} MiB and {self._folder.name} has {free >> 20} MiB free; "
+                "make room, or set TMPDIR to a folder with more"
+            )
         path = Path(self._folder.name) / "texts"
         self._store = torch.from_file(str(path), shared=True, size=total, dtype=layers.dtype)

@@ -135,9 +135,7 @@ class Verbalizer(nn.Module):
     center: Tensor
     gain: Tensor
 
-    def __init__(
-        self, words: LabelWords, width: int, *, aggregate: str = "mean", learned: bool = False
-    ) -> None:
+    def __init__(self, words: LabelWords, width: int, *, aggregate: str = "mean", learned: bool = False) -> None:
         super().__init__()
         if aggregate not in AGGREGATIONS:
             raise ValueError(f"aggregate={aggregate!r} is unknown; use one of {', '.join(AGGREGATIONS)}")
@@ -169,7 +167,8 @@ class Verbalizer(nn.Module):
         shape = (len(word_scores), self.n_classes)
         owner = self.owner.expand(len(word_scores), -1)  # (B, W)
         if self.aggregate == "mean":
-            share = self.weights / self.weights.new_zeros(self.n_classes).index_add(0, self.owner, self.weights)[self.owner]
+            totals = self.weights.new_zeros(self.n_classes).index_add(0, self.owner, self.weights)  # (C,)
+            share = self.weights / totals[self.owner]  # (W,)
             scores = word_scores.new_zeros(shape).scatter_add(1, owner, word_scores * share)
         else:
             weighted = word_scores + self.weights.log()
@@ -179,7 +178,7 @@ class Verbalizer(nn.Module):
             else:
                 parts = (weighted - top.detach().gather(1, owner)).exp()
                 scores = top.detach() + word_scores.new_zeros(shape).scatter_add(1, owner, parts).log()
-        if self.rows is not None:
+        if self.rows is not None and self.bias is not None:
             read = (states - self.center) * self.gain  # (B, S)
             scores = self.word_scale * scores + read @ self.rows.T + self.bias  # (B, C)
         return scores

@@ -1,0 +1,835 @@
+"""The bench: every method on every task, on the same few labelled texts, again and again.
+
+A finished measurement is a line of `records.jsonl`, so that an interrupted bench goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from . import baselines
+from .backbone import Backbone
+from .data import DataError, Split, Splits, checksum, load_splits, sample_shots
+from .metrics import METRICS, score
+from .task import Task
+
+__all__ = [
+    "SEEDS",
+    "BenchError",
+    "Comparison",
+    "Failure",
+    "Outcome",
+    "Record",
+    "Row",
+    "Spread",
+    "Summary",
+    "label",
+    "predictions",
+    "run",
+    "shown_length",
+    "summarize",
+    "write_whole",
+]
+
+SEEDS = (13, 21, 42, 87, 100)
+WITH_PROMPT_LENGTH = ("soft-prompt", "verbtune")
+SAMPLING_SECONDS = 0.005
+SIGN_FLIPS = 1 << 14
+RESAMPLES = 10_000
+COSTS = ("trained_parameters", "artifact_bytes", "fit_seconds", "predict_seconds", "peak_memory_mb")
+LOWER_IS_BETTER = ("nll", "ece", "brier")
+
+
+class BenchError(ValueError):
+    """A bench that cannot start or go on: names what is wrong and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One method, fitted once and asked once.
+
+    Attributes
+    ----------
+    task, method, model : str
+    shots : int
+        Training texts asked for in each class; all of a class that has fewer.
+    seed : int
+        Draws the training texts, and is the method's random state.
+    n_train, n_test : int
+    accuracy, macro_f1, nll, ece, brier : float
+        See `verbtune.metrics`.
+    trained_parameters : int
+    artifact_bytes : int
+        What a task adds to the LM on disk.
+    fit_seconds, predict_seconds : float
+        Wall-clock time of `fit`, and of `predict_proba` on all test texts.
+    split_checksum : str
+        SHA-256 of training and test texts with their labels.
+    prompt_length : int or None
+        Soft tokens asked for; None is the method's default.
+    peak_memory_mb : float
+        By how much `fit` raised the process's resident memory at most, in units of 10^6 bytes, looked at
+        every 5 ms; the LM is loaded before and not in it. On a GPU: what PyTorch allocated there instead.
+        Elsewhere than on Linux, memory that earlier fits left to the process is missing from it.
+    model_fingerprint : str
+        SHA-256 of the LM's weights.
+    task_checksum : str
+        SHA-256 of the task spec.
+    versions : dict of str to str
+    """
+
+    task: str
+    method: str
+    model: str
+    shots: int
+    seed: int
+    n_train: int
+    n_test: int
+    accuracy: float
+    macro_f1: float
+    nll: float
+    ece: float
+    brier: float
+    trained_parameters: int
+    artifact_bytes: int
+    fit_seconds: float
+    predict_seconds: float
+    split_checksum: str
+    prompt_length: int | None
+    peak_memory_mb: float
+    model_fingerprint: str
+    task_checksum: str
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A method that ended with an error where others went on."""
+
+    task: str
+    method: str
+    model: str
+    shots: int
+    seed: int
+    prompt_length: int | None
+    error: str
+    traceback: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a bench found, in the order in which it was asked."""
+
+    records: list[Record]
+    failures: list[Failure]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A score over seeds: mean, standard deviation (n - 1; None for one seed), and that of the worst seed."""
+
+    mean: float
+    std: float | None
+    worst: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method's scores over seeds, on a task or (`task` is None) in the mean over all tasks.
+
+    Seconds, memory, parameters and bytes are medians over the seeds; of several tasks, the mean of these.
+    Texts of several tasks are added up.
+    """
+
+    task: str | None
+    model: str
+    method: str
+    shots: int
+    prompt_length: int | None
+    n_seeds: int
+    n_train: int
+    n_test: int
+    scores: dict[str, Spread]
+    trained_parameters: float
+    artifact_bytes: float
+    fit_seconds: float
+    predict_seconds: float
+    peak_memory_mb: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The main method's accuracy against a baseline's, paired by task and seed.
+
+    Attributes
+    ----------
+    model : str
+    shots : int
+    main, baseline : str
+    wins, ties, losses : int
+        Of the main method, over all pairs.
+    difference : float
+        Mean of main minus baseline over the pairs.
+    low, high : float
+        95 % bootstrap interval of the mean: tasks are drawn with replacement, and seeds within each.
+    p_value : float
+        Two-sided sign-flip permutation test over the pairs; exact for up to 14 of them.
+    """
+
+    model: str
+    shots: int
+    main: str
+    baseline: str
+    wins: int
+    ties: int
+    losses: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Rows by model, shots, task and method, and the main method's comparisons."""
+
+    seeds: tuple[int, ...]
+    rows: list[Row]
+    comparisons: list[Comparison]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    task: Task
+    backbone: Backbone
+    method: str
+    shots: int
+    seed: int
+    prompt_length: int | None
+    train: Split
+    test: Split
+    split_checksum: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a record must agree in to be this job's; JSON values only."""
+        return {
+            "task": self.task.task,
+            "method": self.method,
+            "model": _name(self.backbone),
+            "shots": self.shots,
+            "seed": self.seed,
+            "prompt_length": self.prompt_length,
+            "split_checksum": self.split_checksum,
+            "model_fingerprint": self.backbone.fingerprint,
+            "task_checksum": hashlib.sha256(self.task.to_yaml().encode()).hexdigest(),
+        }
+
+
+def run(
+    tasks: Sequence[Any],
+    backbones: Sequence[Any],
+    *,
+    output: str | Path,
+    methods: Sequence[str] = baselines.METHODS,
+    shots: Sequence[int] = (16,),
+    seeds: Sequence[int] = SEEDS,
+    data: str | Path | None = None,
+    prompt_lengths: Sequence[int | None] = (None,),
+    limit: int | None = None,
+    progress: bool = True,
+) -> Outcome:
+    """Fit and score every method on every task, with the same texts for all of them.
+
+    What can be checked cheaply is checked first. Every finished measurement is appended to
+    `output/records.jsonl`, its probabilities go to `output/predictions`, and all that was asked for goes to
+    `output/results.json` at the end. A measurement that is there already, of the same texts, task spec, LM
+    and version of verbtune, is not repeated. A method that ends with an error does not end the bench.
+
+    Parameters
+    ----------
+    tasks : sequence of str, Path, dict or Task
+    backbones : sequence of str, Path or Backbone
+    output : str or Path
+        A folder; made if it is not there.
+    methods : sequence of str
+        Of `verbtune.baselines.METHODS`.
+    shots : sequence of int
+        Training texts of each class.
+    seeds : sequence of int
+        Each draws its own training texts.
+    data : str or Path, optional
+        A folder with `<task>/train.jsonl` and `test.jsonl`; default: the bundled data or the hub.
+    prompt_lengths : sequence of int or None
+        For the methods with a soft prompt; None is their default. The others run once.
+    limit : int, optional
+        Most test texts of a task, chosen class by class, the same for all seeds.
+    progress : bool
+        Draw a bar on standard error, if that is a terminal.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    BenchError, TaskError, DataError, BackboneError
+        Before the first fit: what is wrong, and the remedy.
+    KeyboardInterrupt
+        On Ctrl-C; what is finished stays recorded.
+    """
+    output = Path(output)
+    _check_arguments(tasks, backbones, methods, shots, seeds, prompt_lengths, limit)
+    _check_imports(methods)
+    _check_writable(output)
+    specs = [Task.load(task) for task in tasks]
+    _check_distinct("task", [spec.task for spec in specs])
+    splits = [_load(spec, Path(data) if data else None, limit) for spec in specs]
+    models = [Backbone.load(backbone) for backbone in backbones]
+    _check_distinct("model", [_name(model) for model in models])
+    jobs = list(_jobs(specs, splits, models, methods, shots, seeds, prompt_lengths))
+
+    finished = _read_records(output / "records.jsonl")
+    records: list[Record] = []
+    failures: list[Failure] = []
+    bar = tqdm(total=len(jobs), desc="bench", disable=not (progress and sys.stderr.isatty()))
+    with bar, _quick_collection():
+        for job in jobs:
+            bar.set_postfix_str(f"{job.task.task}, {label(job.method, job.prompt_length)}, seed {job.seed}")
+            record = finished.get(_key(job.identity))
+            if record is not None and _predictions_file(output, record).is_file():
+                records.append(record)
+            else:
+                try:
+                    record, probabilities = _measure(job)
+                except Exception as error:
+                    failures.append(_failure(job, error))
+                else:
+                    _store(record, probabilities, job.test.labels, output)
+                    records.append(record)
+            bar.update()
+    outcome = Outcome(records, failures)
+    write_whole(output / "results.json", json.dumps(_plain(outcome), indent=1, ensure_ascii=False, allow_nan=False))
+    return outcome
+
+
+def _check_arguments(
+    tasks: Sequence[Any],
+    backbones: Sequence[Any],
+    methods: Sequence[str],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    prompt_lengths: Sequence[int | None],
+    limit: int | None,
+) -> None:
+    plain: dict[str, Sequence[Any]] = {
+        "method": methods,
+        "number of shots": shots,
+        "seed": seeds,
+        "prompt length": prompt_lengths,
+    }
+    for noun, values in {"task": tasks, "model": backbones, **plain}.items():
+        if not values:
+            raise BenchError(f"no {noun} given; give at least one")
+    for noun, values in plain.items():
+        _check_distinct(noun, values)
+    for method in methods:
+        if method not in baselines.METHODS:
+            raise BenchError(f"no method called {method!r}; the methods are {', '.join(baselines.METHODS)}")
+    for noun, numbers, low in (
+        ("shots", shots, 1),
+        ("seed", seeds, 0),
+        ("prompt length", [n for n in prompt_lengths if n is not None], 0),
+        ("limit", [] if limit is None else [limit], 1),
+    ):
+        for number in numbers:
+            if not isinstance(number, int) or isinstance(number, bool) or number < low:
+                raise BenchError(f"{noun} {number!r} is not a whole number from {low}; give one that is")
+
+
+def _check_distinct(noun: str, values: Sequence[Any]) -> None:
+    repeated = [v for i, v in enumerate(values) if v in values[:i]]
+    if repeated:
+        raise BenchError(f"the {noun} {repeated[0]!r} is given twice; give it once")
+
+
+def _check_imports(methods: Sequence[str]) -> None:
+    # Imported here, so that the first fit does not pay for it in seconds and memory.
+    needed = ["matplotlib", "psutil"] + ["peft"] * ("lora" in methods)
+    for module in needed:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise BenchError(f"the bench needs {module} ({error}); pip install 'verbtune[bench]'") from None
+
+
+def _check_writable(output: Path) -> None:
+    try:
+        (output / "predictions").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output), tempfile.TemporaryFile(dir=output / "predictions"):
+            pass
+    except OSError as error:
+        raise BenchError(f"{output}: cannot be written ({error.strerror}); choose a folder you may write") from None
+
+
+def _load(task: Task, data: Path | None, limit: int | None) -> Splits:
+    splits = load_splits(task, data)
+    for name, split in (("training", splits.train), ("test", splits.test)):
+        missing = [c for c in task.classes if c not in split.labels]
+        if missing:
+            raise DataError(
+                f"the task {task.task!r} has no {name} text of the class {missing[0]!r}; add one, or take the class "
+                "out of its verbalizer"
+            )
+    if limit is None or limit >= len(splits.test):
+        return splits
+    if limit < len(task.classes):
+        raise BenchError(f"limit {limit} is less than the {len(task.classes)} classes of {task.task!r}; raise it")
+    return Splits(splits.train, splits.test.take(_stratified(splits.test.labels, limit)))
+
+
+def _stratified(labels: Sequence[str], n: int) -> list[int]:
+    """Choose n rows by index: of every class at least one and otherwise its share; always the same."""
+    rng = np.random.default_rng(0)
+    depth = np.empty(len(labels))  # how far down its class's list a row stands, from 0 to 1
+    for name in sorted(set(labels)):
+        rows = rng.permutation([i for i, v in enumerate(labels) if v == name])
+        depth[rows] = np.arange(len(rows)) / len(rows)
+    chosen: list[int] = np.lexsort((rng.permutation(len(labels)), depth))[:n].tolist()
+    return sorted(chosen)
+
+
+def _jobs(
+    specs: Sequence[Task],
+    splits: Sequence[Splits],
+    models: Sequence[Backbone],
+    methods: Sequence[str],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    prompt_lengths: Sequence[int | None],
+) -> Iterator[_Job]:
+    for model, (spec, split), k, seed in itertools.product(models, zip(specs, splits, strict=True), shots, seeds):
+        train = split.train.take(sample_shots(split.train.labels, k, seed))
+        total = checksum([train, split.test])
+        for method in methods:
+            for length in prompt_lengths if method in WITH_PROMPT_LENGTH else (None,):
+                yield _Job(spec, model, method, k, seed, length, train, split.test, total)
+
+
+def _name(backbone: Backbone) -> str:
+    return backbone.name or type(backbone.model).__name__
+
+
+def _key(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _record_key(record: Record) -> str:
+    names = (
+        "task",
+        "method",
+        "model",
+        "shots",
+        "seed",
+        "prompt_length",
+        "split_checksum",
+        "model_fingerprint",
+        "task_checksum",
+    )
+    return _key({name: getattr(record, name) for name in names})
+
+
+def _read_records(path: Path) -> dict[str, Record]:
+    """Read the finished measurements of this version, by key; remove a last line that was cut."""
+    if not path.is_file():
+        return {}
+    try:
+        whole = path.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        if end < len(whole):
+            os.truncate(path, end)
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read ({error.strerror}); choose another folder") from None
+    finished = {}
+    for number, line in enumerate(whole[:end].splitlines(), 1):
+        try:
+            plain = json.loads(line)
+            if plain["versions"]["verbtune"] != metadata.version("verbtune"):
+                continue
+            record = Record(**plain)
+        except (ValueError, TypeError, KeyError) as error:
+            raise BenchError(
+                f"{path}:{number}: no record of a bench ({type(error).__name__}: {error}); remove the line, or choose "
+                "another folder"
+            ) from None
+        finished[_record_key(record)] = record
+    return finished
+
+
+def _measure(job: _Job) -> tuple[Record, NDArray[np.float64]]:
+    """Fit, ask and score: the record, and the probabilities (N, C) of the sorted classes."""
+    classifier = baselines.make(job.method, job.task, job.backbone, seed=job.seed, prompt_length=job.prompt_length)
+    with _interrupts() as interrupts:
+        fit_seconds, peak = _watched(lambda: classifier.fit(job.train.rows, job.train.labels), job.backbone.device)
+        # A training loop that keeps its best step on Ctrl-C has not finished for us.
+        if interrupts:
+            raise KeyboardInterrupt
+    start = time.perf_counter()
+    probabilities = classifier.predict_proba(job.test.rows)
+    predict_seconds = time.perf_counter() - start
+    record = Record(
+        task=job.task.task,
+        method=job.method,
+        model=_name(job.backbone),
+        shots=job.shots,
+        seed=job.seed,
+        n_train=len(job.train),
+        n_test=len(job.test),
+        **score(probabilities, job.test.labels, classifier.classes_.tolist()),
+        trained_parameters=int(classifier.trained_parameters_),
+        artifact_bytes=int(classifier.artifact_bytes_),
+        fit_seconds=fit_seconds,
+        predict_seconds=predict_seconds,
+        split_checksum=job.split_checksum,
+        prompt_length=job.prompt_length,
+        peak_memory_mb=peak,
+        model_fingerprint=job.backbone.fingerprint,
+        task_checksum=job.identity["task_checksum"],
+        versions={
+            **{name: metadata.version(name) for name in ("verbtune", "torch", "transformers", "scikit-learn")},
+            "python": platform.python_version(),
+        },
+    )
+    return record, probabilities
+
+
+def _store(record: Record, probabilities: NDArray[np.float64], labels: Sequence[str], output: Path) -> None:
+    """Put a measurement on disk: its probabilities first, so that a record always has them."""
+    classes, truth = np.unique(labels, return_inverse=True)
+    path = _predictions_file(output, record)
+    temporary = path.with_suffix(".tmp")
+    line = json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with temporary.open("wb") as stream:
+            np.savez_compressed(
+                stream, probabilities=probabilities.astype(np.float32), truth=truth.astype(np.uint16), classes=classes
+            )
+        os.replace(temporary, path)
+        with (output / "records.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(line)
+    except OSError as error:
+        raise BenchError(
+            f"{output}: cannot be written ({error.strerror}); make room and run the bench again, it goes on from here"
+        ) from None
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Note the Ctrl-C signals that come while it is open, those included that someone below catches."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # others never get the signal
+        yield seen
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _watched(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Seconds that the work took, and by how many MB it raised the memory in use at most."""
+    import psutil  # type: ignore[import-untyped]  # part of the bench extra
+
+    process = psutil.Process()
+    done = threading.Event()
+    gc.collect()
+    _return_free_memory()
+    before = peak = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(SAMPLING_SECONDS):
+            peak = max(peak, process.memory_info().rss)
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    watcher = threading.Thread(target=watch, daemon=True)
+    start = time.perf_counter()
+    watcher.start()
+    try:
+        work()
+        seconds = time.perf_counter() - start
+    finally:
+        done.set()
+        watcher.join()
+    peak = max(peak, process.memory_info().rss)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    return seconds, (peak - before) / 1e6
+
+
+@contextlib.contextmanager
+def _quick_collection() -> Iterator[None]:
+    """While open, `gc.collect` passes over what was there before: modules and models, 0.3 s a time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _return_free_memory() -> None:
+    # glibc keeps what one fit freed; the next finds it there and seems to need none (180 MB measured as 0).
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _failure(job: _Job, error: Exception) -> Failure:
+    reason = " ".join(str(error).split())
+    return Failure(
+        job.task.task,
+        job.method,
+        _name(job.backbone),
+        job.shots,
+        job.seed,
+        job.prompt_length,
+        reason if reason and isinstance(error, ValueError) else f"{type(error).__name__}: {reason}",
+        "".join(traceback.format_exception(error)),
+    )
+
+
+def _predictions_file(output: Path, record: Record) -> Path:
+    return output / "predictions" / f"{record.task}.{record.method}.{record.seed}.{_record_key(record)[:16]}.npz"
+
+
+def predictions(output: str | Path, record: Record) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
+    """Read what a record's method said.
+
+    Returns
+    -------
+    probabilities : ndarray of shape (N, C), float32
+    truth : ndarray of shape (N,)
+        Indices of the true classes.
+    classes : list of str, length C
+    """
+    path = _predictions_file(Path(output), record)
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return saved["probabilities"], saved["truth"].astype(np.intp), saved["classes"].tolist()
+    except (OSError, ValueError, KeyError) as error:
+        raise BenchError(f"{path}: cannot be read ({error}); remove it and run the bench again") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it when it is whole.
+
+    Raises
+    ------
+    BenchError
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BenchError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write") from None
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "records": [dataclasses.asdict(record) for record in outcome.records],
+        "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
+        "summary": dataclasses.asdict(summarize(outcome.records)),
+    }
+
+
+def label(method: str, prompt_length: int | None) -> str:
+    """How tables and pictures call a method.
+
+    Examples
+    --------
+    >>> label("soft-prompt", 20)
+    'soft-prompt, 20 tokens'
+    """
+    if prompt_length is None:
+        return method
+    return f"{method}, {prompt_length} token{'' if prompt_length == 1 else 's'}"
+
+
+def summarize(records: Sequence[Record]) -> Summary:
+    """Means, spreads and worst seeds of all methods, and the main method against each of the others.
+
+    The mean over tasks is of the seeds for which the method finished all tasks; its spread is that of this
+    mean over these seeds. The main method is taken at its `shown_length`.
+    """
+    seeds = tuple(dict.fromkeys(record.seed for record in records))
+    rows: list[Row] = []
+    comparisons: list[Comparison] = []
+    for (model, shots), group in _grouped(records, lambda r: (r.model, r.shots)).items():
+        tasks = list(dict.fromkeys(record.task for record in group))
+        methods = _grouped(group, lambda r: (r.method, r.prompt_length))
+        for task in tasks:
+            rows += [_row(own) for method in methods.values() if (own := [r for r in method if r.task == task])]
+        if len(tasks) > 1:
+            rows += [row for method in methods.values() if (row := _mean_row(method, tasks)) is not None]
+        comparisons += _comparisons(model, shots, methods)
+    return Summary(seeds, rows, comparisons)
+
+
+def _grouped(records: Sequence[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def _spread(metric: str, values: Sequence[float]) -> Spread:
+    worst = max(values) if metric in LOWER_IS_BETTER else min(values)
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, worst)
+
+
+def _row(records: Sequence[Record]) -> Row:
+    """Sum up one method on one task."""
+    first = records[0]
+    return Row(
+        task=first.task,
+        model=first.model,
+        method=first.method,
+        shots=first.shots,
+        prompt_length=first.prompt_length,
+        n_seeds=len(records),
+        n_train=first.n_train,
+        n_test=first.n_test,
+        scores={metric: _spread(metric, [getattr(r, metric) for r in records]) for metric in METRICS},
+        **{cost: statistics.median(getattr(r, cost) for r in records) for cost in COSTS},
+    )
+
+
+def _mean_row(records: Sequence[Record], tasks: Sequence[str]) -> Row | None:
+    """Sum up one method over all tasks, by the seeds that have them all; None if none has."""
+    by_seed = [own for own in _grouped(records, lambda r: r.seed).values() if len(own) == len(tasks)]
+    if not by_seed:
+        return None
+    of_tasks = [_row(own) for own in _grouped([r for own in by_seed for r in own], lambda r: r.task).values()]
+    scores = {metric: [statistics.fmean(getattr(r, metric) for r in own) for own in by_seed] for metric in METRICS}
+    costs = {cost: statistics.fmean(getattr(row, cost) for row in of_tasks) for cost in COSTS}
+    first = records[0]
+    return Row(
+        task=None,
+        model=first.model,
+        method=first.method,
+        shots=first.shots,
+        prompt_length=first.prompt_length,
+        n_seeds=len(by_seed),
+        n_train=sum(row.n_train for row in of_tasks),
+        n_test=sum(row.n_test for row in of_tasks),
+        scores={metric: _spread(metric, values) for metric, values in scores.items()},
+        **costs,
+    )
+
+
+def shown_length(method: str, records: Sequence[Record] | Sequence[Row]) -> int | None:
+    """Choose the prompt length at which a method is shown: the default one if it was run, otherwise the first."""
+    lengths = [record.prompt_length for record in records if record.method == method]
+    return None if None in lengths or not lengths else lengths[0]
+
+
+def _comparisons(
+    model: str, shots: int, methods: Mapping[tuple[str, int | None], Sequence[Record]]
+) -> Iterator[Comparison]:
+    main = baselines.MAIN, shown_length(baselines.MAIN, [r for records in methods.values() for r in records])
+    if main not in methods:
+        return
+    ours = {(r.task, r.seed): r.accuracy for r in methods[main]}
+    for key, records in methods.items():
+        if key[0] == baselines.MAIN or key[1] not in (None, main[1]):
+            continue
+        theirs = {(r.task, r.seed): r.accuracy for r in records}
+        pairs = [pair for pair in ours if pair in theirs]
+        if len(pairs) < 2:
+            continue
+        difference = np.array([ours[pair] - theirs[pair] for pair in pairs])
+        low, high = bootstrap_interval(difference, [task for task, _ in pairs])
+        yield Comparison(
+            model=model,
+            shots=shots,
+            main=label(*main),
+            baseline=label(*key),
+            wins=int((difference > 0).sum()),
+            ties=int((difference == 0).sum()),
+            losses=int((difference < 0).sum()),
+            difference=float(difference.mean()),
+            low=low,
+            high=high,
+            p_value=sign_flip_p(difference),
+        )
+
+
+def sign_flip_p(difference: NDArray[np.float64]) -> float:
+    """Two-sided p-value of paired differences: how many ways to swap the pairs give a mean as far from 0.
+
+    Exact for up to 14 pairs, otherwise from 16,384 swaps of which one is the pairs as they are.
+
+    Examples
+    --------
+    >>> sign_flip_p(np.array([0.1, 0.2, 0.1]))  # 2 of the 8 ways
+    0.25
+    """
+    n = len(difference)
+    if 2**n <= SIGN_FLIPS:
+        signs = np.array(list(itertools.product((1, -1), repeat=n)))  # (2^n, n)
+    else:
+        signs = np.random.default_rng(0).choice((1, -1), (SIGN_FLIPS, n))
+        signs[0] = 1
+    return float((np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9).mean())
+
+
+def bootstrap_interval(difference: NDArray[np.float64], tasks: Sequence[str]) -> tuple[float, float]:
+    """95 % percentile interval of the mean difference: tasks drawn with replacement, then seeds within each."""
+    rng = np.random.default_rng(0)
+    by_task = [difference[[t == task for t in tasks]] for task in dict.fromkeys(tasks)]
+    sizes = np.array([len(d) for d in by_task])
+    padded = np.stack([np.resize(d, sizes.max()) for d in by_task])  # (T, S)
+    drawn = rng.integers(len(by_task), size=(RESAMPLES, len(by_task), 1))
+    seeds = (rng.random((RESAMPLES, len(by_task), sizes.max())) * sizes[drawn]).astype(int)
+    real = np.arange(sizes.max()) < sizes[drawn]  # a task counts by as many pairs as it has
+    means = padded[drawn, seeds].mean(axis=(1, 2), where=real)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
