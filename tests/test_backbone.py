@@ -387,10 +387,18 @@ def fresh() -> Backbone:
 def test_the_fingerprint_tells_a_changed_weight_or_tokenizer() -> None:
     plain, nudged, added = fresh(), fresh(), fresh()
     with torch.no_grad():
-        next(nudged.model.parameters()).view(-1)[7] += 1e-3
+        next(nudged.model.parameters()).view(-1)[7] += 1e-2
     added.tokenizer.add_tokens(["brandnew"])
     assert len({plain.fingerprint, nudged.fingerprint, added.fingerprint}) == 3
     assert plain.fingerprint == fresh().fingerprint
+
+
+def test_the_fingerprint_is_the_files_in_any_precision(tmp_path: Path) -> None:
+    """Trained on a GPU in bfloat16, a classifier must be readable on a CPU in float32."""
+    folder = save(tiny("bert"), tmp_path / "model")
+    half = Backbone.load(folder, dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16
+    assert half.fingerprint == Backbone.load(folder, dtype="float32").fingerprint == tiny("bert").fingerprint
 
 
 def test_the_fingerprint_does_not_depend_on_how_the_tokenizer_was_used() -> None:
