@@ -29,7 +29,6 @@ from .metrics import reliability
 
 __all__ = ["table", "write"]
 
-TUNED = ("linear-probe", "soft-prompt", "verbtune", "lora", "fine-tuning")
 COLUMNS = 5  # tasks side by side; more of them get a table of their own
 UNTRAINED = "zero-shot"
 REFERENCES = ("lora", "fine-tuning")
@@ -322,7 +321,7 @@ def _points(difference: float) -> str:
 
 
 def _cost_tables(summary: Summary) -> Iterator[_Block]:
-    tuned = [row for row in summary.rows if row.method in TUNED]
+    tuned = [row for row in summary.rows if row.trained_parameters]
     if not tuned:
         return
     yield _Heading(2, "What training costs: prompt tuning, LoRA and full fine-tuning")
@@ -570,12 +569,22 @@ def _confusion_pictures(records: Sequence[Record], folder: Path) -> Iterator[_Bl
                     f"confusion-{_slug(model)}-{_slug(task)}",
                     plots.svg(plots.draw_confusion(counts, classes)),
                     f"{task}, {model}, {shots} training texts a class, all seeds together: where "
-                    f"{_main_label(own)} puts the texts of each true class, in %. The diagonal is right.",
+                    f"{_main_label(own)} puts the texts of each true class, in %. The diagonal is right"
+                    f"{_worst_confusions(counts, classes)}.",
                 )
             )
     if pictures:
         yield _Heading(2, "Which classes are confused")
         yield from pictures
+
+
+def _worst_confusions(counts: np.ndarray, classes: Sequence[str]) -> str:
+    """Say the three mistakes that the greatest share of a class's texts meets."""
+    wrong = counts / counts.sum(axis=1, keepdims=True)
+    np.fill_diagonal(wrong, 0)
+    pairs = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
+    said = [f"{classes[i]} taken for {classes[j]} ({100 * wrong[i, j]:.0f} %)" for i, j in pairs if wrong[i, j] > 0]
+    return f"; most often wrong: {_joined(said)}" if said else ""
 
 
 # Rendering -----------------------------------------------------------------------------------------
