@@ -103,7 +103,7 @@ def table() -> None:
     """Write `fewshot.md` from the records."""
     blocks = [
         "# The built-in models with 16 labelled texts a class",
-        "Written by `python benchmarks/fewshot.py table` from `benchmarks/records/fewshot-*.json`. Accuracy in per cent, "
+        "Written by `python benchmarks/fewshot.py table` from `benchmarks/records/fewshot-*.json`. Accuracy in %, "
         "mean ± standard deviation over five seeds (13, 21, 42, 87, 100); each seed draws its own 16 training texts a "
         "class, and all methods see the same ones. Best of a row in bold. The published test sets are used, or the "
         "development sets that stand in for them, cut to at most 300 texts, class by class.",

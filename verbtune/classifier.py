@@ -407,7 +407,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if backbone.fingerprint != base["fingerprint"]:
             raise artifact.ArtifactError(
                 f"{folder}: trained on {base['name']} ({base['kind']}, {base['fingerprint'][:12]}…), but "
-                f"{backbone.name} ({backbone.kind}) is {backbone.fingerprint[:12]}…; pass the LM it was trained on as model="
+                f"{backbone.name} ({backbone.kind}) is {backbone.fingerprint[:12]}…; "
+                "pass the LM it was trained on as model="
             )
         clf = cls(
             saved.task,
@@ -586,7 +587,8 @@ def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
         raise DataError(
             f"sample_weight of shape {weights.shape} for {n} texts; give each a finite number, 0 or more, not all zero"
         )
-    return weights / weights.mean()
+    scaled: NDArray[np.float64] = weights / weights.mean()
+    return scaled
 
 
 def _peft_config(backbone: Backbone, n: int) -> dict[str, Any]:

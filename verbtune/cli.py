@@ -36,6 +36,7 @@ __all__ = ["main"]
 ROWS_PER_CHUNK = 4096
 FORMATS = {".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl"}
 OWN_OPTIONS = {"task": "the argument TASK", "model": "--model", "random_state": "--seed"}
+ODD = "backslashreplace"  # of what an encoding lacks; in JSON it is the right way to write a lone surrogate
 QUIET = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -52,6 +53,8 @@ class _Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=ODD)
         kwargs["standalone_mode"] = False
         code: int
         try:
@@ -502,20 +505,20 @@ def _reading(path: Path | None) -> Iterator[TextIO]:
     else:
         if sys.stdin.isatty():
             click.echo("Reading texts from the terminal, one a line; Ctrl-D ends them.", err=True)
-        yield _utf8(sys.stdin, "utf-8-sig")
+        yield _utf8(sys.stdin, "utf-8-sig", "strict")
 
 
 @contextlib.contextmanager
 def _writing(path: Path | None) -> Iterator[TextIO]:
     """Open the output as UTF-8; a file gets its name only when it is whole."""
     if path is None:
-        yield _utf8(sys.stdout, "utf-8")
+        yield _utf8(sys.stdout, "utf-8", ODD)
         return
     whole = not path.exists() or path.is_file()  # and no pipe or device
     path = path.resolve() if whole else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}") if whole else path
     try:
-        stream = temporary.open("w", encoding="utf-8", newline="")
+        stream = temporary.open("w", encoding="utf-8", errors=ODD, newline="")
     except OSError as error:
         raise click.ClickException(f"{path}: cannot be written ({error.strerror})") from None
     try:
@@ -529,9 +532,9 @@ def _writing(path: Path | None) -> Iterator[TextIO]:
         raise
 
 
-def _utf8(stream: TextIO, encoding: str) -> TextIO:
+def _utf8(stream: TextIO, encoding: str, errors: str) -> TextIO:
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(encoding=encoding, newline="")
+        stream.reconfigure(encoding=encoding, errors=errors, newline="")
     return stream
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .task import Answer, Field, Literal, Segment, Soft, Task, TaskError, Template
+from .task import Answer, Field, Literal, Segment, Soft, Task, TaskError
 
 __all__ = ["Batch", "Example", "Layout", "Row", "collate", "compile_layout", "encode", "shorten", "tokenize"]
 

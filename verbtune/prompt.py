@@ -80,13 +80,15 @@ class SoftPrompt(nn.Module):
 
     def forward(self) -> Tensor:
         """The vectors, of shape (P, H)."""
+        change: Tensor
         if self.reparameterization == "mlp":
             change = torch.tanh(self.inputs @ self.hidden) @ self.theta
         elif self.reparameterization == "low_rank":
             change = self.left @ self.theta
         else:
             change = self.theta
-        return torch.add(self.start, change, alpha=self.scale)  # (P, H)
+        vectors: Tensor = self.start + self.scale * change  # (P, H)
+        return vectors
 
 
 def from_vocabulary(embeddings: Tensor, n: int, *, exclude: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -468,7 +468,7 @@ def _verbalizer(spec: Any, source: str) -> dict[str, dict[str, float]]:
             good = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not good or not 0 < weight <= MAX_WEIGHT:
                 raise TaskError(
-                    f"{where}: {name}: the weight {weight!r:.40} of {word!r} is not a number above 0 (a million at most)"
+                    f"{where}: {name}: the weight {weight!r:.40} of {word!r} is no number above 0 (a million at most)"
                 )
         if not pairs:
             raise TaskError(f"{where}: {name}: no label words; give at least one")
