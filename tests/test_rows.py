@@ -1,0 +1,168 @@
+"""The rows of a learned verbalizer: the convex problem is solved, and what they read is chosen without cheating."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SENTENCES, tiny
+from scipy.optimize import check_grad
+from scipy.special import log_softmax
+
+import verbtune.rows
+from verbtune import PromptClassifier
+from verbtune.rows import MOST_CHOOSING, Reading, choose_reading, fit_rows
+
+
+def problem(n: int = 60, *, answer: float = 0.0, text: float = 0.0, seed: int = 0) -> tuple[Any, ...]:
+    """Scores that know nothing, and states of 3 + 4 numbers of which some know the class."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    states = rng.normal(0, 1, (n, 7))
+    states[:, 0] += answer * (2 * y - 1)
+    states[:, 3] += text * (2 * y - 1)
+    return rng.normal(0, 0.1, (n, 2)), states, y, np.ones(n)
+
+
+def nll(base: Any, features: Any, y: Any, rows: Any, bias: Any) -> float:
+    return float(-log_softmax(base + features @ rows.T + bias, axis=1)[np.arange(len(y)), y].mean())
+
+
+def test_the_gradient_is_the_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught: list[Any] = []
+    minimize = verbtune.rows.minimize
+    monkeypatch.setattr(verbtune.rows, "minimize", lambda f, *a, **k: caught.append(f) or minimize(f, *a, **k))
+    base, states, y, _ = problem(20)
+    fit_rows(base, states, y, np.linspace(0, 2, 20), strength=0.3)
+    for theta in np.random.default_rng(1).normal(0, 1, (3, 16)):
+        error = check_grad(lambda t: caught[0](t)[0], lambda t: caught[0](t)[1], theta)
+        assert error < 1e-4 * np.linalg.norm(caught[0](theta)[1])
+
+
+def test_rows_read_what_the_states_know() -> None:
+    base, states, y, weight = problem(text=2)
+    rows, bias = fit_rows(base, states, y, weight, strength=1.0)
+    assert rows.shape == (2, 7)
+    assert bias.shape == (2,)
+    assert nll(base, states, y, rows, bias) < 0.2 < 0.6 < nll(base, states, y, 0 * rows, 0 * bias)
+    assert np.abs(rows).argmax(axis=1).tolist() == [3, 3]
+
+
+def test_a_strong_pull_leaves_the_manual_prompt() -> None:
+    base, states, y, weight = problem(text=2)
+    rows, _ = fit_rows(base, states, y, weight, strength=1e6)
+    assert np.abs(rows).max() < 1e-3
+
+
+def test_what_is_not_read_has_no_rows() -> None:
+    base, states, y, weight = problem(answer=1, text=1)
+    states[:, 3:] = 0
+    rows, _ = fit_rows(base, states, y, weight, strength=1.0)
+    assert not rows[:, 3:].any()
+    assert rows[:, :3].all()
+
+
+def test_a_weight_of_zero_is_no_row_and_of_two_is_two() -> None:
+    base, states, y, _ = problem(30, text=1)
+    weight = np.arange(30) % 3
+    weighted = fit_rows(base, states, y, weight.astype(float), strength=1.0)
+    repeated = fit_rows(*(v.repeat(weight, axis=0) for v in (base, states, y)), np.ones(weight.sum()), strength=1.0)
+    for a, b in zip(weighted, repeated, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize(("answer", "text", "known"), [(3.0, 0.0, slice(0, 3)), (0.0, 3.0, slice(3, 7))])
+def test_what_knows_the_class_is_read(answer: float, text: float, known: slice) -> None:
+    reading, _ = choose_reading(*problem(answer=answer, text=text), split=3, seed=0)
+    assert (reading.gain[known] > 0).all()
+    assert reading.gain[known].sum() * 7 >= reading.gain.sum() * len(reading.gain[known])
+
+
+def test_words_that_mislead_are_not_heard() -> None:
+    base, states, y, weight = problem(text=3)
+    base[np.arange(60), np.random.default_rng(5).integers(0, 2, 60)] += 20
+    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale == 0
+
+
+def test_words_that_know_are_heard() -> None:
+    base, states, y, weight = problem()
+    base[np.arange(60), y] += 3
+    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale > 0
+
+
+def test_held_out_scores_are_of_rows_that_never_saw_the_text() -> None:
+    """Labels that are pure noise can be learned by heart, but not foretold."""
+    base, _, y, weight = problem(40)
+    states = np.random.default_rng(0).normal(0, 1, (40, 200))
+    y = np.random.default_rng(1).integers(0, 2, 40)
+    reading, held_out = choose_reading(base, states, y, weight, split=100, seed=0)
+    assert held_out is not None
+    assert np.isfinite(held_out).all()
+    rows, bias = fit_rows(reading.word_scale * base, reading.features(states), y, weight, strength=0.05)
+    fitted = reading.word_scale * base + reading.features(states) @ rows.T + bias
+    assert (fitted.argmax(axis=1) == y).mean() > 0.95
+    assert (held_out.argmax(axis=1) == y).mean() < 0.75
+
+
+def test_features_are_centered_and_of_like_size() -> None:
+    base, states, y, weight = problem(text=1)
+    states = states * [100, 100, 100, 1e-3, 1e-3, 1e-3, 1e-3] + 50
+    reading, _ = choose_reading(base, states, y, weight, split=3, seed=0)
+    features = reading.features(states)
+    np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-6)
+    assert (features**2).sum(axis=1).mean() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_one_seed_is_one_choice() -> None:
+    def choose(seed: int) -> Any:
+        return choose_reading(*problem(text=0.3), split=3, seed=seed)[1]
+
+    np.testing.assert_array_equal(choose(1), choose(1))
+    assert not np.array_equal(choose(1), choose(2))
+
+
+def test_a_class_with_one_text_leaves_nothing_to_choose_by() -> None:
+    base, states, _, weight = problem(6)
+    reading, held_out = choose_reading(base, states, np.array([0, 0, 0, 0, 0, 1]), weight, split=3, seed=0)
+    assert held_out is None
+    assert isinstance(reading, Reading)
+
+
+def test_of_many_texts_some_choose() -> None:
+    base, states, y, weight = problem(MOST_CHOOSING + 100, text=1)
+    _, held_out = choose_reading(base, states, y, weight, split=3, seed=0)
+    assert held_out is not None
+    assert np.isfinite(held_out).all(axis=1).sum() == MOST_CHOOSING
+    assert np.isnan(held_out).all(axis=1).sum() == 100
+
+
+# -- in the classifier -------------------------------------------------------------------------------------------------
+
+TONE = {"task": "tone", "template": "{text} It was {answer}.", "verbalizer": {"n": ["bad"], "p": ["good"]}}
+LABELS = ["p", "n", "p", "n", "n", "p", "n"]
+
+
+def make(labels: list[str], **options: Any) -> PromptClassifier:
+    return PromptClassifier(TONE, model=tiny("bert"), steps=0, **options).fit(SENTENCES * 2, labels * 2)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_learned_verbalizer_fits_its_training_texts_before_any_step(architecture: str) -> None:
+    learned, fixed = (
+        PromptClassifier(TONE, model=tiny(architecture), steps=0, verbalizer=v).fit(SENTENCES * 2, LABELS * 2)
+        for v in ("learned", "fixed")
+    )
+    assert learned.score(SENTENCES, LABELS) == 1.0
+    assert fixed.score(SENTENCES, LABELS) < 1.0
+    assert 0.01 < learned.calibration_.temperature < 100
+
+
+def test_labels_the_other_way_round_are_learned_as_well() -> None:
+    other = [{"p": "n", "n": "p"}[label] for label in LABELS]
+    assert make(other).score(SENTENCES, other) == make(LABELS).score(SENTENCES, LABELS) == 1.0
+
+
+def test_a_class_with_one_text_can_be_learned() -> None:
+    clf = PromptClassifier(TONE, model=tiny("bert"), steps=0).fit(SENTENCES, ["p", "n", "n", "n", "n", "n", "n"])
+    assert np.isfinite(clf.predict_proba(SENTENCES)).all()
