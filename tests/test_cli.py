@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -301,7 +302,7 @@ def test_check_on_several_models(run: Run, models: Path) -> None:
     )
     masked, causal = models / "masked", models / "causal"
     result = run("check", "tone.yaml", "--model", masked, "--model", causal, code=1)
-    assert f"tone.yaml: warning: {masked}: verbalizer: 1 of 4 label words are several tokens" in result.stdout
+    assert f"tone.yaml: warning: {masked}: verbalizer: several tokens for 1 of 4 label words: " in result.stdout
     assert f"tone.yaml: error: {causal}: template: a causal LM cannot read ': {{text}}'" in result.stdout
     assert result.stdout.endswith("tone.yaml: 1 error, 1 warning\n")
     assert result.stderr == ""
@@ -489,6 +490,18 @@ def test_predict_from_text_to_jsonl(run: Run, trained: Path) -> None:
     assert run("predict", trained, "--input", "in.txt", "--output", "out.jsonl").stdout == ""
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == ["good", "bad"]
+
+
+def test_predict_copies_a_lone_surrogate_of_another_column(run: Run, trained: Path) -> None:
+    line = run("predict", trained, "--format", "jsonl", input='{"id": "\\ud800", "text": "good"}\n').stdout
+    assert json.loads(line)["id"] == "\ud800"
+
+
+def test_output_in_an_encoding_that_lacks_letters() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "verbtune", "tasks", "--json"]
+    result = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert b"agendar_reuni\\xe3o" in result.stdout
 
 
 def test_predict_nothing(run: Run, trained: Path) -> None:
