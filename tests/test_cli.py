@@ -230,9 +230,9 @@ def test_tasks_as_json(run: Run, repository: Path) -> None:
 def test_show_on_a_masked_model(run: Run, models: Path) -> None:
     output = run("show", "tone.yaml", "--model", models / "masked", "--text", "great [MASK]").stdout
     ids = tiny("bert").tokenizer.convert_tokens_to_ids
-    pieces = ["m", "##as", "##k"]
+    pieces = tiny("bert").tokenizer.tokenize("mask")
     tokens = ["[CLS]", "great", "[UNK]", *pieces, "[UNK]", "it", "was", "[MASK]", ".", "[SEP]"]
-    notes = ["", *["text"] * 6, *(f"soft {i}, starts as this token" for i in (0, 1)), "the answer"]
+    notes = ["", *["text"] * (3 + len(pieces)), *(f"soft {i}, starts as this token" for i in (0, 1)), "the answer"]
     notes += ["soft 2, starts as this token", ""]
     words = [("negative", "bad"), ("negative", "terrible"), ("positive", "good"), ("positive", "great")]
     assert [" ".join(line.split()) for line in output.splitlines()] == [
@@ -498,7 +498,7 @@ def test_predict_copies_a_lone_surrogate_of_another_column(run: Run, trained: Pa
 
 
 def test_output_in_an_encoding_that_lacks_letters() -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    environment = {**os.environ, "PYTHONIOENCODING": "iso8859-5"}
     command = [sys.executable, "-m", "verbtune", "tasks", "--json"]
     result = subprocess.run(command, env=environment, capture_output=True, check=True)
     assert b"agendar_reuni\\xe3o" in result.stdout
