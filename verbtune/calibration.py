@@ -10,10 +10,10 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-__all__ = ["CONTENT_FREE_TEXTS", "Calibration", "batch", "content_free", "temperature", "temperature_and_bias"]
+__all__ = ["CONTENT_FREE_TEXTS", "Calibration", "batch", "content_free", "temperature"]
 
 Scores = NDArray[np.float64]
 
@@ -93,34 +93,3 @@ def temperature(scores: Scores, y: NDArray[np.intp], *, sample_weight: Scores | 
 
     log_scale = minimize_scalar(loss, bounds=(-3, 3), method="bounded").x
     return Calibration(float(np.exp(-log_scale)), np.zeros(scores.shape[1]))
-
-
-def temperature_and_bias(
-    scores: Scores, y: NDArray[np.intp], *, sample_weight: Scores | None = None, strength: float = 1.0
-) -> Calibration:
-    """The temperature and class biases of least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599).
-
-    Parameters
-    ----------
-    scores : ndarray of shape (N, C)
-        Class scores of texts that were not trained on.
-    y : ndarray of shape (N,)
-        Their classes, as indices.
-    sample_weight : ndarray of shape (N,), optional
-    strength : float, default=1.0
-        Pull of temperature to 1 and of biases to 0, in units of one observation.
-    """
-    n_classes = scores.shape[1]
-    weight = np.ones(len(y)) if sample_weight is None else sample_weight
-    truth = np.eye(n_classes)[y]
-
-    def loss(theta: Scores) -> tuple[float, Scores]:
-        scale, bias = np.exp(theta[0]), theta[1:]
-        logs = log_softmax(scores * scale + bias, axis=1)
-        value = -(weight[:, None] * truth * logs).sum() + strength * (theta**2).sum()
-        residual = weight[:, None] * (np.exp(logs) - truth)
-        gradient = np.concatenate([[(residual * scores).sum() * scale], residual.sum(axis=0)])
-        return value, gradient + 2 * strength * theta
-
-    theta = minimize(loss, np.zeros(n_classes + 1), jac=True, method="L-BFGS-B").x
-    return Calibration(float(np.exp(-theta[0])), theta[1:])
