@@ -17,6 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from verbtune.backbone import Backbone
 from verbtune.task import Task
 
+torch.set_num_threads(1)  # tiny models lose more to waiting for each other than two threads gain
+
 SENTENCES = [
     "A great film, warm and funny, and it was good to the end.",
     "A terrible film: dull, slow and bad; it was awful, I want my two hours back.",
