@@ -93,7 +93,11 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> None:
 def bench_run(task: Task, data: Path, tmp_path: Path, faked: None) -> Callable[..., bench.Outcome]:
     def call(**changes: Any) -> bench.Outcome:
         arguments: dict[str, Any] = {
-            "output": tmp_path / "out", "methods": METHODS, "shots": (2,), "seeds": (1, 2), "data": data
+            "output": tmp_path / "out",
+            "methods": METHODS,
+            "shots": (2,),
+            "seeds": (1, 2),
+            "data": data,
         }
         tasks = changes.pop("tasks", [task])
         backbones = changes.pop("backbones", [tiny("bert")])
@@ -373,8 +377,16 @@ def test_peak_memory_is_what_the_work_held():
 
 def record(**changes: Any) -> Record:
     plain: dict[str, Any] = dict.fromkeys(KEYS, 1) | {
-        "task": "tone", "method": "verbtune", "model": "m", "shots": 16, "split_checksum": "c",
-        "prompt_length": None, "peak_memory_mb": 1.0, "model_fingerprint": "f", "task_checksum": "t", "versions": {},
+        "task": "tone",
+        "method": "verbtune",
+        "model": "m",
+        "shots": 16,
+        "split_checksum": "c",
+        "prompt_length": None,
+        "peak_memory_mb": 1.0,
+        "model_fingerprint": "f",
+        "task_checksum": "t",
+        "versions": {},
     }
     return Record(**plain | changes)
 

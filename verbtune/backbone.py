@@ -208,6 +208,15 @@ class Backbone:
     @classmethod
     def _load(cls, name: str, kind: Kind | None, revision: str | None, device: str, dtype: str) -> Backbone:
         path = str(builtin_path(name)) if name.startswith("builtin/") else name
+        if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+            raise BackboneError(f"cannot load the language model {name!r}: there is no such folder")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise BackboneError(
+                f"device={device!r} cannot be used ({reason}); use cpu, or cuda where there is a GPU"
+            ) from None
         where = {"revision": revision}
         try:
             config = AutoConfig.from_pretrained(path, **where)

@@ -494,12 +494,19 @@ _FACTORIES: dict[str, Factory] = {
     "linear-probe": lambda task, lm, seed, n: LinearProbe(task, model=lm),
     "linear-probe+text": lambda task, lm, seed, n: LinearProbe(task, model=lm, state="text"),
     "soft-prompt": lambda task, lm, seed, n: PromptClassifier(
-        task, model=lm, verbalizer="fixed", tune_template=False, prompt_length=20 if n is None else n, random_state=seed
+        task,
+        model=lm,
+        verbalizer="fixed",
+        tune_template=False,
+        prompt_length=20 if n is None else n,
+        learning_rate=0.02,
+        steps=100,
+        random_state=seed,
     ),
     "verbtune": lambda task, lm, seed, n: (
         PromptClassifier(task, model=lm, random_state=seed)
         if n is None
-        else PromptClassifier(task, model=lm, random_state=seed, prompt_length=n)
+        else PromptClassifier(task, model=lm, random_state=seed, prompt_length=n, steps=100)
     ),
     "lora": lambda task, lm, seed, n: FineTuned(task, model=lm, method="lora", random_state=seed),
     "fine-tuning": lambda task, lm, seed, n: FineTuned(task, model=lm, random_state=seed),

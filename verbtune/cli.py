@@ -439,11 +439,11 @@ def predict(folder: Path, source: Path | None, output: Path | None, form: str, m
 
 def _rows(lines: TextIO, source: Path | None, form: str, task: Task) -> Iterator[tuple[dict[str, Any], Row]]:
     """Yield every record of the input as it stands and as the task's texts."""
-    from .data import _record_row, _records
+    from .data import read_records, record_row
 
     name = source or Path("standard input" if form == "text" else f"standard input.{form}")
-    for line, record in _records(lines, name):
-        row = _record_row(record, task, f"{name}:{line}")
+    for line, record in read_records(lines, name):
+        row = record_row(record, task, f"{name}:{line}")
         yield (dict(row) if form == "text" else record), row
 
 

@@ -26,7 +26,9 @@ __all__ = [
     "check_rows",
     "checksum",
     "load_splits",
+    "read_records",
     "read_split",
+    "record_row",
     "sample_shots",
     "stream_rows",
 ]
@@ -198,11 +200,11 @@ def read_split(path: Path, task: Task) -> Split:
     rows: list[Row] = []
     labels: list[str] = []
     with _open(path) as stream:
-        for line, record in _records(stream, path):
+        for line, record in read_records(stream, path):
             if "label" not in record:
                 raise DataError(f"{path}:{line}: no 'label'; a training or test row needs one")
             labels.append(_class_name(record["label"], task, f"{path}:{line}"))
-            rows.append(_record_row(record, task, f"{path}:{line}"))
+            rows.append(record_row(record, task, f"{path}:{line}"))
     if not rows:
         raise DataError(f"{path}: no rows")
     return Split(rows, labels)
@@ -222,8 +224,8 @@ def _class_name(label: Any, task: Task, where: str) -> str:
 def stream_rows(path: Path | None, task: Task, stream: TextIO | None = None) -> Iterator[Row]:
     """Unlabelled rows of a text, CSV or JSONL file one by one, or of a stream: never the whole file at once."""
     with _open(path) if path else _borrowed(stream) as lines:
-        for line, record in _records(lines, path or Path("standard input")):
-            yield _record_row(record, task, f"{path or 'standard input'}:{line}")
+        for line, record in read_records(lines, path or Path("standard input")):
+            yield record_row(record, task, f"{path or 'standard input'}:{line}")
 
 
 class _borrowed:
@@ -244,7 +246,7 @@ def _open(path: Path) -> TextIO:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         if path.suffix == ".csv":
             reader = csv.DictReader(stream)
@@ -270,7 +272,7 @@ def _records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]
         raise DataError(f"{path}: not a readable CSV file ({error})") from None
 
 
-def _record_row(record: dict[str, Any], task: Task, where: str) -> Row:
+def record_row(record: dict[str, Any], task: Task, where: str) -> Row:
     if "" in record and len(record) == 1:
         if len(task.fields) > 1:
             raise DataError(f"{where}: the task {task.task!r} reads {', '.join(task.fields)}; use CSV or JSONL")
@@ -328,7 +330,7 @@ def _load_hub(task: Task) -> Splits:
         for i, (label, *texts) in enumerate(zip(*columns, strict=True)):
             where = f"{source.path}: {name}: row {i}"
             splits[split].labels.append(_class_name(label, task, where))
-            splits[split].rows.append(_record_row(dict(zip(source.fields, texts, strict=True)), task, where))
+            splits[split].rows.append(record_row(dict(zip(source.fields, texts, strict=True)), task, where))
     return Splits(**splits)
 
 

@@ -108,5 +108,5 @@ def from_labels(embeddings: Tensor, n: int, *, words: Sequence[Sequence[int]]) -
 def from_random(embeddings: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
     """`n` random directions with the mean norm of real embeddings; shape (n, H)."""
     noise = torch.randn(n, embeddings.shape[1], generator=generator).to(embeddings.device)
-    norm = embeddings.norm(dim=1).mean()
-    return (noise / noise.norm(dim=1, keepdim=True) * norm).to(embeddings.dtype)
+    directions: Tensor = noise / noise.norm(dim=1, keepdim=True)
+    return (directions * embeddings.norm(dim=1).mean()).to(embeddings.dtype)
