@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+MOST_CHARACTERS = 1 << 27
+
+
 class DataError(ValueError):
     """Texts, labels or a data file that cannot be used."""
 
@@ -247,8 +250,18 @@ def _open(path: Path) -> TextIO:
 
 
 def read_records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and content of each record, one by one; the format is that of the path's suffix.
+
+    A line of plain text is a record with the one key "".
+
+    Raises
+    ------
+    DataError
+        Naming file and line.
+    """
     try:
         if path.suffix == ".csv":
+            csv.field_size_limit(MOST_CHARACTERS)  # the default refuses texts of 131,072 characters
             reader = csv.DictReader(stream)
             for record in reader:
                 yield reader.line_num, {k: v for k, v in record.items() if k is not None}
@@ -273,6 +286,7 @@ def read_records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, An
 
 
 def record_row(record: dict[str, Any], task: Task, where: str) -> Row:
+    """The texts of a record; what is wrong with them is said with `where` in front."""
     if "" in record and len(record) == 1:
         if len(task.fields) > 1:
             raise DataError(f"{where}: the task {task.task!r} reads {', '.join(task.fields)}; use CSV or JSONL")

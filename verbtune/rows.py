@@ -149,7 +149,7 @@ def choose_reading(
             rows, bias = fit_rows(words[inside], features[inside], y[inside], weight[inside], strength=tried.strength)
             scores[outside] = words[outside] + features[outside] @ rows.T + bias
         logs = log_softmax(scores[chosen], axis=1)[np.arange(len(chosen)), y[chosen]]
-        return float(np.average(logs, weights=weight[chosen])), scores
+        return float((weight[chosen] * logs).sum()), scores
 
     # One choice after the other: a third of the fits of the whole grid.
     shares = max(SHARES, key=lambda s: held_out(s, scale, strength)[0])
