@@ -108,5 +108,6 @@ def from_labels(embeddings: Tensor, n: int, *, words: Sequence[Sequence[int]]) -
 def from_random(embeddings: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
     """`n` random directions with the mean norm of real embeddings; shape (n, H)."""
     noise = torch.randn(n, embeddings.shape[1], generator=generator).to(embeddings.device)
-    directions: Tensor = noise / noise.norm(dim=1, keepdim=True)
-    return (directions * embeddings.norm(dim=1).mean()).to(embeddings.dtype)
+    norm = embeddings.norm(dim=1).mean()
+    vectors: Tensor = noise / noise.norm(dim=1, keepdim=True) * norm
+    return vectors.to(embeddings.dtype)
