@@ -16,30 +16,35 @@ from verbtune.bench import Record, summarize
 from verbtune.report import table
 
 HERE = Path(__file__).parent
-RECORDS = HERE / "records" / "bench.json"
 README = HERE.parent / "README.md"
-BLOCK = re.compile(r"(?<=<!-- bench -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
+BLOCK = re.compile(r"(?<=<!-- (?P<name>\w{5}) -->\n).*?(?=<!-- /(?P=name) -->)", re.DOTALL)
 
 
-def block() -> str:
-    """The README's part between its two marks, as the records say it."""
-    records = [Record(**record) for record in json.loads(RECORDS.read_text("utf-8"))]
-    fits = [record.fit_seconds + record.predict_seconds for record in records]
+def block(name: str) -> str:
+    """The README's part between the marks of that name, as `records/NAME.json` says it."""
+    records = [Record(**record) for record in json.loads((HERE / "records" / f"{name}.json").read_text("utf-8"))]
+    minutes = sum(record.fit_seconds + record.predict_seconds for record in records) / 60
+    tables = table(summarize(records)).replace("## ", "### ")
     return (
-        f"What `make bench` printed on two CPU cores ({len(records)} measurements, {sum(fits) / 60:.0f} minutes of "
-        f"fitting and predicting):\n\n{table(summarize(records))}\n"
+        f"{len(records)} measurements, {minutes:.0f} minutes of fitting and predicting on two CPU cores.\n\n{tables}\n"
     )
 
 
+def written() -> str:
+    """The README as the records want it."""
+    return BLOCK.sub(lambda match: block(match["name"]), README.read_text("utf-8"))
+
+
 @click.command()
+@click.argument("name", required=False)
 @click.argument("results", required=False, type=click.Path(exists=True, path_type=Path))
-def main(results: Path | None) -> None:
-    """Write the README's table."""
-    if results:
+def main(name: str | None, results: Path | None) -> None:
+    """Write the README's tables."""
+    if name and results:
         records = json.loads(results.read_text("utf-8"))["records"]
         lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-        RECORDS.write_text(f"[\n{lines}\n]\n", "utf-8")
-    README.write_text(BLOCK.sub(lambda _: block(), README.read_text("utf-8")), "utf-8")
+        (HERE / "records" / f"{name}.json").write_text(f"[\n{lines}\n]\n", "utf-8")
+    README.write_text(written(), "utf-8")
 
 
 if __name__ == "__main__":
