@@ -520,11 +520,11 @@ def test_predict_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     clf = PromptClassifier(SPEC_DICT, model=tiny("bert"), steps=0).fit(*zip(*ROWS, strict=True))
     read = 0
 
-    def endless() -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    def endless() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
         nonlocal read
         while True:
             read += 1
-            yield {"n": read}, {"text": f"good {read}"}
+            yield f"x:{read}", {"n": read}, {"text": f"good {read}"}
 
     results = cli._results(clf, endless(), False, False)
     assert [next(results)[0]["n"] for _ in range(3)] == [1, 2, 3]
@@ -545,7 +545,7 @@ def test_predict_in_chunks_says_the_same(run: Run, trained: Path, monkeypatch: p
     ("name", "content", "message"),
     [
         ("in.txt", b"good\n\nbad\n", "in.txt:2: text is empty"),
-        ("in.txt", b"good\nb\xe4d\n", "in.txt: not UTF-8"),
+        ("in.txt", b"good\nb\xe4d\n", "in.txt:2: not UTF-8 (byte 0xe4 at character 1)"),
         ("in.jsonl", b'{"text": "good"}\n{"text": \n', "in.jsonl:2: not a line of JSON"),
         ("in.jsonl", b'{"text": "good"}\n{"body": "bad"}\n', "in.jsonl:2: the field 'text' is missing; it has body"),
         ("in.jsonl", b'{"text": "good"}\n{"text": null}\n', "in.jsonl:2: text is None (NoneType), not a text"),
@@ -564,9 +564,16 @@ def test_predict_on_a_bad_row(run: Run, trained: Path, name: str, content: bytes
     assert Path("out.txt").read_text() == "old"
 
 
-def test_predict_a_bad_line_of_standard_input(run: Run, trained: Path) -> None:
-    result = run("predict", trained, input="good\n \n", code=1)
-    assert result.stderr.startswith("Error: standard input:2: text is empty")
+@pytest.mark.parametrize(
+    ("form", "content", "message"),
+    [
+        ("text", b"good\n \n", "standard input:2: text is empty"),
+        ("text", b"good\nb\xe4d\n", "standard input:2: not UTF-8 (byte 0xe4 at character 1)"),
+        ("jsonl", b'{"text": "good"}\n{', "standard input:2: not a line of JSON"),
+    ],
+)
+def test_predict_a_bad_line_of_standard_input(run: Run, trained: Path, form: str, content: bytes, message: str) -> None:
+    assert run("predict", trained, "--format", form, input=content, code=1).stderr.startswith(f"Error: {message}")
 
 
 @pytest.mark.parametrize("output", ["nowhere/out.txt", "train.jsonl/out.txt"])

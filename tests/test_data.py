@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from verbtune.data import (
     check_labels,
     check_rows,
     checksum,
+    form_of,
     load_splits,
+    open_text,
     read_split,
     sample_shots,
     stream_rows,
@@ -264,14 +267,14 @@ def test_a_split_from_csv(tmp_path: Path, bom: str) -> None:
         ("a.jsonl", '{"text": NaN, "label": "pos"}\n', "a.jsonl:1: text is nan (float), not a text"),
         ("a.jsonl", '{"text": "\\ud800", "label": "pos"}\n', "a.jsonl:1: text has a lone surrogate at character 0"),
         ("a.jsonl", "", "a.jsonl: no rows"),
-        ("a.jsonl", b'{"text": "\xe9", "label": "pos"}\n', "a.jsonl: not UTF-8"),
+        ("a.jsonl", b'{"text": "\xe9", "label": "pos"}\n', "a.jsonl:1: not UTF-8"),
         ("a.csv", "text,label\nx,pos\ny\n", "a.csv:3: the label None is no class"),
         ("a.csv", "label,text\npos,x\npos\n", "a.csv:3: text is None (NoneType), not a text"),
         ("a.csv", "text\nx\n", "a.csv:2: no 'label'"),
         ("a.csv", "label,txt\npos,x\n", "a.csv:2: the field 'text' is missing; it has label, txt"),
         ("a.csv", "label,text\npos, \n", "a.csv:2: text is empty"),
         ("a.csv", "label,text\n", "a.csv: no rows"),
-        ("a.csv", b"label,text\npos,\xff\n", "a.csv: not UTF-8"),
+        ("a.csv", b"label,text\npos,\xff\n", "a.csv:2: not UTF-8"),
         ("a.txt", "Good.\n", "a.txt:1: no 'label'"),
     ],
     ids=range(26),
@@ -288,7 +291,7 @@ def test_a_long_csv_text_is_read_and_an_endless_one_refused(tmp_path: Path, monk
     path = write(tmp_path / "a.csv", 'label,text\npos,"' + "x" * 200_000 + '"\n')
     assert len(read_split(path, TONE).rows[0]["text"]) == 200_000
     monkeypatch.setattr("verbtune.data.MOST_CHARACTERS", 100_000)
-    with pytest.raises(DataError, match=r"not a readable CSV file \(field larger than"):
+    with pytest.raises(DataError, match=r"a.csv:2: not readable as CSV \(field larger than"):
         read_split(path, TONE)
 
 
@@ -297,6 +300,12 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
         read_split(tmp_path / "gone.jsonl", TONE)
     with pytest.raises(DataError, match=r"cannot be read \(Is a directory"):
         read_split(tmp_path, TONE)
+
+
+def rows_of(path: Path, task: Task = TONE) -> Iterator[dict[str, str]]:
+    with open_text(path) as stream:
+        for _, _, row in stream_rows(stream, task, name=path.name, form=form_of(path)):
+            yield row
 
 
 @pytest.mark.parametrize(
@@ -310,31 +319,40 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_rows_without_labels_from_any_file(tmp_path: Path, name: str, content: str) -> None:
-    assert list(stream_rows(write(tmp_path / name, content), TONE)) == [{"text": "Good."}, {"text": "Bad."}]
+    assert list(rows_of(write(tmp_path / name, content))) == [{"text": "Good."}, {"text": "Bad."}]
 
 
-def test_rows_from_a_stream() -> None:
-    assert list(stream_rows(None, TONE, io.StringIO("Good.\nBad.\n"))) == [{"text": "Good."}, {"text": "Bad."}]
-    with pytest.raises(DataError, match=r"^standard input:2: text is empty"):
-        list(stream_rows(None, TONE, io.StringIO("Good.\n\n")))
-    assert list(stream_rows(None, TONE)) == []
+def test_a_streamed_row_comes_with_its_place_and_its_record() -> None:
+    found = list(stream_rows(io.StringIO('id,text\n7,"two\nlines"\n'), TONE, name="x", form="csv"))
+    assert found == [("x:3", {"id": "7", "text": "two\nlines"}, {"text": "two\nlines"})]
+    assert list(stream_rows(io.StringIO("Good."), TONE, name="x", form="text")) == [("x:1", *[{"text": "Good."}] * 2)]
+    assert list(stream_rows(io.StringIO(), TONE, name="x", form="text")) == []
 
 
 def test_pairs_need_a_file_with_names(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a.txt:1: the task 'pair' reads text_a, text_b; use CSV or JSONL"):
-        list(stream_rows(write(tmp_path / "a.txt", "x\n"), PAIR))
-    assert list(stream_rows(write(tmp_path / "a.csv", "text_b,text_a\nB,A\n"), PAIR)) == [
-        {"text_a": "A", "text_b": "B"}
-    ]
+    with pytest.raises(DataError, match=r"a.txt: the task 'pair' reads text_a, text_b; use CSV or JSONL"):
+        list(rows_of(write(tmp_path / "a.txt", "x\n"), PAIR))
+    assert list(rows_of(write(tmp_path / "a.csv", "text_b,text_a\nB,A\n"), PAIR)) == [{"text_a": "A", "text_b": "B"}]
 
 
 def test_a_file_is_streamed_not_read_at_once(tmp_path: Path) -> None:
     """The first rows are there before a later line is seen to be bad."""
-    path = write(tmp_path / "a.jsonl", '{"text": "Good."}\n' * 3 + "broken\n")
-    rows = stream_rows(path, TONE)
+    rows = rows_of(write(tmp_path / "a.jsonl", b'{"text": "Good."}\n' * 3 + b"\xff\n"))
     assert [next(rows) for _ in range(3)] == [{"text": "Good."}] * 3
-    with pytest.raises(DataError, match=r"a.jsonl:4: not a line of JSON"):
+    with pytest.raises(DataError, match=r"a.jsonl:4: not UTF-8"):
         next(rows)
+
+
+@pytest.mark.parametrize("line", [1, 2, 3000])
+@pytest.mark.parametrize(("name", "head"), [("a.txt", b""), ("a.csv", b"text\n"), ("a.jsonl", b"")])
+def test_bytes_that_are_no_utf_8_are_named_by_line(tmp_path: Path, name: str, head: bytes, line: int) -> None:
+    good, bad = (b'"gut"', '"häßlich"'.encode("latin-1"))
+    if name.endswith("jsonl"):
+        good, bad = (b'{"text": %s}' % text for text in (good, bad))
+    content = head + b"\n".join([good] * (line - 1) + [bad] + [good] * 3)
+    number = line + head.count(b"\n")
+    with pytest.raises(DataError, match=rf"^{name}:{number}: not UTF-8 \(byte 0xe4 at character \d+\); convert"):
+        list(rows_of(write(tmp_path / name, content)))
 
 
 # -- splits ------------------------------------------------------------------------------------------------------------

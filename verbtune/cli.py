@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 ROWS_PER_CHUNK = 4096
-FORMATS = {".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl"}
 OWN_OPTIONS = {"task": "the argument TASK", "model": "--model", "random_state": "--seed"}
 ODD = "backslashreplace"  # of what an encoding lacks; in JSON it is the right way to write a lone surrogate
 QUIET = {
@@ -429,26 +428,18 @@ def predict(folder: Path, source: Path | None, output: Path | None, form: str, m
     JSONL with the input's columns. If the input has an error, no --output file is left behind.
     """
     from .classifier import PromptClassifier
+    from .data import form_of, stream_rows
 
     clf = PromptClassifier.from_pretrained(folder, model=_load(model) if model else None)
-    form_in = FORMATS.get(source.suffix, "text") if source else form
-    form_out = FORMATS.get(output.suffix, "text") if output else form
     with _reading(source) as lines, _writing(output) as stream:
-        _WRITERS[form_out](stream, _results(clf, _rows(lines, source, form_in, clf.task_), proba, output is None))
-
-
-def _rows(lines: TextIO, source: Path | None, form: str, task: Task) -> Iterator[tuple[dict[str, Any], Row]]:
-    """Yield every record of the input as it stands and as the task's texts."""
-    from .data import read_records, record_row
-
-    name = source or Path("standard input" if form == "text" else f"standard input.{form}")
-    for line, record in read_records(lines, name):
-        row = record_row(record, task, f"{name}:{line}")
-        yield (dict(row) if form == "text" else record), row
+        rows = stream_rows(
+            lines, clf.task_, name=str(source or "standard input"), form=form_of(source) if source else form
+        )
+        _WRITERS[form_of(output) if output else form](stream, _results(clf, rows, proba, output is None))
 
 
 def _results(
-    clf: PromptClassifier, rows: Iterator[tuple[dict[str, Any], Row]], proba: bool, on_screen: bool
+    clf: PromptClassifier, rows: Iterator[tuple[str, dict[str, Any], Row]], proba: bool, on_screen: bool
 ) -> Iterator[Result]:
     """Yield record, label and, if wanted, probabilities, for a chunk of rows at a time."""
     from tqdm import tqdm
@@ -457,8 +448,8 @@ def _results(
     hidden = not sys.stderr.isatty() or (on_screen and sys.stdout.isatty())
     with tqdm(desc="predicting", unit=" texts", disable=hidden, leave=False) as bar:
         while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
-            probabilities = clf.predict_proba([row for _, row in chunk])
-            for (record, _), p in zip(chunk, probabilities, strict=True):
+            probabilities = clf.predict_proba([row for _, _, row in chunk])
+            for (_, record, _), p in zip(chunk, probabilities, strict=True):
                 yield (
                     record,
                     classes[p.argmax()],
@@ -499,13 +490,15 @@ _WRITERS: dict[str, Callable[[TextIO, Iterator[Result]], None]] = {
 @contextlib.contextmanager
 def _reading(path: Path | None) -> Iterator[TextIO]:
     """Open the input as UTF-8, whatever the locale says."""
+    from .data import UNDECODED, open_text
+
     if path:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with open_text(path) as stream:
             yield stream
-    else:
-        if sys.stdin.isatty():
-            click.echo("Reading texts from the terminal, one a line; Ctrl-D ends them.", err=True)
-        yield _utf8(sys.stdin, "utf-8-sig", "strict")
+        return
+    if sys.stdin.isatty():
+        click.echo("Reading texts from the terminal, one a line; Ctrl-D ends them.", err=True)
+    yield _utf8(sys.stdin, "utf-8-sig", UNDECODED)
 
 
 @contextlib.contextmanager

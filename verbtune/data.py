@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,16 +24,17 @@ __all__ = [
     "check_labels",
     "check_rows",
     "checksum",
+    "form_of",
     "load_splits",
-    "read_records",
+    "open_text",
     "read_split",
-    "record_row",
     "sample_shots",
     "stream_rows",
 ]
 
-
 MOST_CHARACTERS = 1 << 27
+FORMATS = {".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl"}
+UNDECODED = "surrogateescape"  # keeps bytes that are no UTF-8, so that the line they stand in can be named
 
 
 class DataError(ValueError):
@@ -202,14 +202,14 @@ def read_split(path: Path, task: Task) -> Split:
     """
     rows: list[Row] = []
     labels: list[str] = []
-    with _open(path) as stream:
-        for line, record in read_records(stream, path):
+    with open_text(path) as stream:
+        for where, record, row in stream_rows(stream, task, name=str(path), form=form_of(path)):
             if "label" not in record:
-                raise DataError(f"{path}:{line}: no 'label'; a training or test row needs one")
-            labels.append(_class_name(record["label"], task, f"{path}:{line}"))
-            rows.append(record_row(record, task, f"{path}:{line}"))
+                raise DataError(f"{where}: no 'label'; a training or test row needs one")
+            labels.append(_class_name(record["label"], task, where))
+            rows.append(row)
     if not rows:
-        raise DataError(f"{path}: no rows")
+        raise DataError(f"{path}: no rows; give it at least one for each class")
     return Split(rows, labels)
 
 
@@ -224,73 +224,103 @@ def _class_name(label: Any, task: Task, where: str) -> str:
     return str(label)
 
 
-def stream_rows(path: Path | None, task: Task, stream: TextIO | None = None) -> Iterator[Row]:
-    """Unlabelled rows of a text, CSV or JSONL file one by one, or of a stream: never the whole file at once."""
-    with _open(path) if path else _borrowed(stream) as lines:
-        for line, record in read_records(lines, path or Path("standard input")):
-            yield record_row(record, task, f"{path or 'standard input'}:{line}")
+def form_of(path: Path) -> str:
+    """The format of a file, by its suffix: csv, jsonl, or else text, one a line."""
+    return FORMATS.get(path.suffix, "text")
 
 
-class _borrowed:
-    def __init__(self, stream: TextIO | None) -> None:
-        self.stream = stream or io.StringIO()
-
-    def __enter__(self) -> TextIO:
-        return self.stream
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-
-def _open(path: Path) -> TextIO:
-    try:
-        return path.open(encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def read_records(stream: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and content of each record, one by one; the format is that of the path's suffix.
-
-    A line of plain text is a record with the one key "".
+def open_text(path: Path) -> TextIO:
+    """Open a file for `stream_rows`: as UTF-8, whatever the locale says.
 
     Raises
     ------
     DataError
-        Naming file and line.
+        If it cannot be opened.
     """
     try:
-        if path.suffix == ".csv":
-            csv.field_size_limit(MOST_CHARACTERS)  # the default refuses texts of 131,072 characters
-            reader = csv.DictReader(stream)
-            for record in reader:
-                yield reader.line_num, {k: v for k, v in record.items() if k is not None}
-            return
-        for number, line in enumerate(stream, 1):
-            if path.suffix not in (".jsonl", ".json"):
-                yield number, {"": line.rstrip("\r\n")}
-                continue
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}:{number}: not a line of JSON ({error})") from None
-            if not isinstance(record, dict):
-                raise DataError(f'{path}:{number}: expected an object such as {{"text": …}}, got {line.strip():.60}')
-            yield number, record
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it first") from None
+        return path.open(encoding="utf-8-sig", errors=UNDECODED, newline="")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def stream_rows(stream: TextIO, task: Task, *, name: str, form: str) -> Iterator[tuple[str, dict[str, Any], Row]]:
+    """Rows of a file or stream one by one, never the whole of it at once.
+
+    Parameters
+    ----------
+    stream : TextIO
+        Decoded with `errors=UNDECODED`, so that bytes that are no UTF-8 can be refused by line.
+    task : Task
+    name : str
+        How messages call the stream.
+    form : {"text", "csv", "jsonl"}
+        In text every line is a text, for tasks that read one.
+
+    Yields
+    ------
+    where : str
+        Name and line.
+    record : dict
+        Everything that stands there.
+    row : Row
+        The task's texts in it.
+
+    Raises
+    ------
+    DataError
+        Naming name and line.
+    """
+    if form == "text" and len(task.fields) > 1:
+        raise DataError(f"{name}: the task {task.task!r} reads {', '.join(task.fields)}; use CSV or JSONL")
+    lines = _utf8(stream, name)
+    if form == "csv":
+        records = _csv_records(lines, name)
+    elif form == "jsonl":
+        records = _json_records(lines, name)
+    else:
+        records = ((number, {task.fields[0]: line.rstrip("\r\n")}) for number, line in enumerate(lines, 1))
+    for number, record in records:
+        where = f"{name}:{number}"
+        yield where, record, _texts(record, task, where)
+
+
+def _utf8(stream: TextIO, name: str) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{name}:{number}: not UTF-8 (byte 0x{ord(line[error.start]) & 0xFF:02x} at character {error.start}); "
+                "convert the file first"
+            ) from None
+        yield line
+
+
+def _csv_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(MOST_CHARACTERS)  # the default refuses texts of 131,072 characters
+    table = csv.DictReader(lines)
+    try:
+        for record in table:
+            yield table.line_num, {k: v for k, v in record.items() if k is not None}
     except csv.Error as error:
-        raise DataError(f"{path}: not a readable CSV file ({error})") from None
+        raise DataError(f"{name}:{table.reader.line_num}: not readable as CSV ({error}); correct the line") from None
 
 
-def record_row(record: dict[str, Any], task: Task, where: str) -> Row:
+def _json_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}:{number}: not a line of JSON ({error}); write one object a line") from None
+        if not isinstance(record, dict):
+            raise DataError(f'{name}:{number}: expected an object such as {{"text": …}}, got {line.strip():.60}')
+        yield number, record
+
+
+def _texts(record: Mapping[str, Any], task: Task, where: str) -> Row:
     """The texts of a record; what is wrong with them is said with `where` in front."""
-    if "" in record and len(record) == 1:
-        if len(task.fields) > 1:
-            raise DataError(f"{where}: the task {task.task!r} reads {', '.join(task.fields)}; use CSV or JSONL")
-        record = {task.fields[0]: record[""]}
     try:
         return _check_row(record, task.fields, 0)
     except DataError as error:
@@ -344,7 +374,7 @@ def _load_hub(task: Task) -> Splits:
         for i, (label, *texts) in enumerate(zip(*columns, strict=True)):
             where = f"{source.path}: {name}: row {i}"
             splits[split].labels.append(_class_name(label, task, where))
-            splits[split].rows.append(record_row(dict(zip(source.fields, texts, strict=True)), task, where))
+            splits[split].rows.append(_texts(dict(zip(source.fields, texts, strict=True)), task, where))
     return Splits(**splits)
 
 
