@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import verbtune.backbone
 from verbtune import PromptClassifier, Task
-from verbtune.artifact import Artifact, ArtifactError, read, size, write
+from verbtune.artifact import Artifact, ArtifactError, check_folder, read, size, write
 from verbtune.backbone import Backbone, BackboneError
 from verbtune.encode import tokenize
 
@@ -279,7 +279,7 @@ def test_another_base_model_is_refused_with_both_fingerprints(saved: Path) -> No
         load(saved, "qwen3")
     for architecture in ("gpt2", "qwen3"):
         assert tiny(architecture).fingerprint[:12] in str(error.value)
-    assert "pass the LM it was trained on as model=" in str(error.value)
+    assert "pass the LM it was trained on (model=, --model)" in str(error.value)
 
 
 @pytest.fixture
@@ -324,7 +324,9 @@ def test_a_language_model_that_is_gone_is_refused(on_disk: Path, tmp_path: Path)
 
 
 def test_a_language_model_that_was_in_memory_only_must_be_passed(saved: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"in memory only; pass it as model=Backbone\(model, tokenizer\)"):
+    with pytest.raises(
+        ArtifactError, match=r"in memory only; pass it \(model=Backbone\(…\), or --model with its folder\)"
+    ):
         PromptClassifier.from_pretrained(saved)
 
 
@@ -410,6 +412,19 @@ def test_a_file_or_a_broken_link_is_never_overwritten(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match="holds something that is not a saved classifier"):
             fitted(steps=0).save_pretrained(tmp_path / name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_what_write_would_refuse_is_refused_without_writing(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "verbtune.json").write_text("mine", encoding="utf-8")
+    (tmp_path / "other" / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="other: holds something that is not a saved classifier"):
+        check_folder(tmp_path / "other")
+    with pytest.raises(ArtifactError, match=r"thesis.txt is no folder that you may write to\); choose a folder"):
+        check_folder(tmp_path / "other" / "thesis.txt" / "a" / "b")
+    for fine in (saved, tmp_path / "new", tmp_path / "new" / "deeper"):
+        check_folder(fine)
+    assert [p.name for p in tmp_path.iterdir()] == ["other"]
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .task import Task, TaskError
 
-__all__ = ["Artifact", "ArtifactError", "read", "write"]
+__all__ = ["Artifact", "ArtifactError", "check_folder", "read", "size", "write"]
 
 FORMAT = 1
 PROMPT_FILE = "adapter_model.safetensors"
@@ -85,10 +85,9 @@ def write(folder: Path, artifact: Artifact) -> None:
     state = {"format": FORMAT, **artifact.state, "files": hashes}
     state["checksum"] = _checksum(state)
     files[STATE_FILE] = json.dumps(state, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    check_folder(folder)
     temporary: Path | None = None
     try:
-        if os.path.lexists(folder) and not _replaceable(folder):
-            raise ArtifactError(f"{folder}: holds something that is not a saved classifier; choose another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         temporary.chmod(0o755)
@@ -105,10 +104,28 @@ def write(folder: Path, artifact: Artifact) -> None:
                 os.rename(old, folder)
             raise
     except OSError as error:
-        raise ArtifactError(f"{folder}: cannot be written ({error.strerror}); choose a folder you may write") from None
+        raise _unwritable(folder, error.strerror) from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Find out whether a classifier can be written to a folder, before the work whose result it is.
+
+    Raises
+    ------
+    ArtifactError
+        If something else is there, or nothing may be written there.
+    """
+    try:
+        if os.path.lexists(folder) and not _replaceable(folder):
+            raise ArtifactError(f"{folder}: holds something that is not a saved classifier; choose another folder")
+        parent = next(p for p in folder.absolute().parents if p.exists())
+    except OSError as error:
+        raise _unwritable(folder, error.strerror) from None
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise _unwritable(folder, f"{parent} is no folder that you may write to")
 
 
 def read(folder: Path) -> Artifact:
@@ -161,6 +178,10 @@ def read(folder: Path) -> Artifact:
 def _replaceable(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
     return not names or (STATE_FILE in names and names <= FILES)
+
+
+def _unwritable(folder: Path, reason: str | None) -> ArtifactError:
+    return ArtifactError(f"{folder}: cannot be written ({reason}); choose a folder you may write")
 
 
 def _checksum(state: dict[str, Any]) -> str:

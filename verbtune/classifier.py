@@ -405,14 +405,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         base = saved.state["base_model"]
         if model is None and base["name"] is None:
             raise artifact.ArtifactError(
-                f"{folder}: trained on a model that was in memory only; pass it as model=Backbone(model, tokenizer)"
+                f"{folder}: trained on an LM that was in memory only; pass it (model=Backbone(…), or --model with "
+                "its folder)"
             )
         backbone = Backbone.load(base["name"] if model is None else model, device=device, dtype=dtype)
         if backbone.fingerprint != base["fingerprint"]:
             raise artifact.ArtifactError(
                 f"{folder}: trained on {base['name']} ({base['kind']}, {base['fingerprint'][:12]}…), but "
                 f"{backbone.name} ({backbone.kind}) is {backbone.fingerprint[:12]}…; "
-                "pass the LM it was trained on as model="
+                "pass the LM it was trained on (model=, --model)"
             )
         clf = cls(
             saved.task,

@@ -329,7 +329,7 @@ def fit(
     from .lint import lint
 
     parameters = _parameters(pairs)
-    _check_folder(output)
+    artifact.check_folder(output)
     split = read_split(train, task)
     held_out = read_split(validation, task) if validation else None
     if shots:
@@ -390,17 +390,6 @@ def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
         except click.BadParameter as error:
             raise click.UsageError(f"--param {name}: {error.message}") from None
     return parameters
-
-
-def _check_folder(folder: Path) -> None:
-    """Find out before the training whether its result can be saved."""
-    from .artifact import STATE_FILE, ArtifactError
-
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE_FILE).is_file():
-        raise ArtifactError(f"{folder}: holds something that is not a saved classifier; choose another folder")
-    parent = next(p for p in folder.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ArtifactError(f"{folder}: {parent} is no folder that you may write to; choose another")
 
 
 @main.command()
