@@ -329,11 +329,29 @@ def test_with_long_label_words_examples_stay_within_the_limit(backbone: Backbone
 
 def test_a_tokenizer_that_cannot_be_framed_is_refused(masked: Backbone) -> None:
     class Odd:
-        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        def __call__(self, text: str, add_special_tokens: bool, split_special_tokens: bool) -> dict[str, list[int]]:
             return {"input_ids": [1, 5, 2] if add_special_tokens else [4]}
 
     with pytest.raises(TaskError, match="the tokenizer Odd changes 'a' when it adds its special tokens"):
         compile_layout(make(), Odd(), "masked", max_length=60)  # type: ignore[arg-type]
+
+
+def test_every_call_makes_the_same_setting_of_the_tokenizer(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays set between calls, so another one would reach into texts that a thread beside it tokenizes."""
+    settings = []
+    kind = type(backbone.tokenizer)
+    original = kind._encode_plus
+
+    def spy(self: Any, *args: Any, **options: Any) -> Any:
+        settings.append(options.get("split_special_tokens"))
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(kind, "_encode_plus", spy)
+    compile_task(make(), backbone).encode([{"text": "[MASK]"}])
+    assert len(settings) > 4
+    assert all(settings)
 
 
 # -- constants and batches ---------------------------------------------------------------------------------------------

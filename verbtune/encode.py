@@ -3,7 +3,9 @@
 A `Layout` is a template compiled for one tokenizer: constant stretches, field slots, one answer. Each
 stretch is tokenized on its own, so no token straddles two of them, the answer is never searched for,
 and a field that is too long loses tokens of its own and of nothing else. Special tokens are added as
-ids; user text is tokenized with `split_special_tokens=True`, so "[MASK]" in a review stays text.
+ids; user text is tokenized with `split_special_tokens=True`, so "[MASK]" in a review stays text. The
+tokenizer keeps that setting from call to call, so every call here makes the same one: another would
+reach into texts that a thread beside it is tokenizing.
 """
 
 from __future__ import annotations
@@ -182,14 +184,14 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, lead: 
 
 
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    tokens = tokenizer.tokenize("a")
+    tokens = tokenizer.tokenize("a", split_special_tokens=True)
     return bool(tokens) and tokens[0][:1] in ("▁", "Ġ")
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The ids a tokenizer puts before and after a text."""
-    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
-    outer = tokenizer("a", add_special_tokens=True)["input_ids"]
+    inner = tokenizer("a", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    outer = tokenizer("a", add_special_tokens=True, split_special_tokens=True)["input_ids"]
     for start in range(len(outer) - len(inner) + 1):
         if outer[start : start + len(inner)] == inner:
             return outer[:start], outer[start + len(inner) :]
