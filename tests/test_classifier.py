@@ -29,6 +29,7 @@ import verbtune.classifier
 from verbtune import Backbone, PromptClassifier, Task, TaskError
 from verbtune.compiled import compile_task
 from verbtune.data import DataError
+from verbtune.tuning import TuningError
 from verbtune.verbalizer import Verbalizer
 
 LABELS = ["positive", "negative", "positive", "negative", "negative", "positive", "negative"]
@@ -492,6 +493,15 @@ def test_a_failed_fit_leaves_an_earlier_one_as_it_was() -> None:
     with pytest.raises(DataError):
         clf.fit(["x", ""], LABELS[:2])
     np.testing.assert_array_equal(clf.predict_proba(TEXTS), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"validation_fraction": 0.3}])
+def test_a_training_that_explodes_is_one_clear_error_and_leaves_nothing(options: dict[str, Any]) -> None:
+    clf = make(steps=20, learning_rate=1e37, **options)
+    with pytest.raises(TuningError, match=r"^step \d+: with learning_rate=1e\+37 the loss is (nan|inf) and .+; lower"):
+        clf.fit(SENTENCES * 2, LABELS * 2)
+    assert not hasattr(clf, "prompt_")
+    assert not hasattr(clf, "history_")
 
 
 def test_a_validation_part_that_cannot_be_held_out_is_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from verbtune.tuning import History, tune
+from verbtune.tuning import History, TuningError, tune
 
 TARGETS = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.0, 0.5]])
 DEFAULTS: dict[str, Any] = {
@@ -235,6 +235,36 @@ def test_other_exceptions_are_not_swallowed() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run(Prompt(), during=broken)
+
+
+# -- what is not finite ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("validate", [None, lambda: 0.0])
+def test_a_loss_that_is_not_finite_ends_training_at_its_step(bad: float, validate: Callable[[], float] | None) -> None:
+    theta = nn.ParameterList([torch.ones(2)])
+    losses = iter([1.0, 1.0, bad])
+    calls = 0
+
+    def loss(index: Sequence[int], vectors: Tensor | None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return theta[0].square().sum() * next(losses)
+
+    with pytest.raises(TuningError) as error:
+        tune(theta, loss, 3, prompt=None, validate=validate, **DEFAULTS)
+    assert str(error.value) == (
+        f"step 3: with learning_rate=0.1 the loss is {bad} and its gradient {bad}, so nothing was fitted; "
+        "lower learning_rate, or use dtype='float32'"
+    )
+    assert calls == 3
+
+
+def test_a_gradient_that_is_not_finite_ends_training_too() -> None:
+    theta = nn.ParameterList([torch.zeros(2)])
+    with pytest.raises(TuningError, match=r"^step 1: with learning_rate=0.1 the loss is 0 and its gradient (nan|inf),"):
+        tune(theta, lambda index, vectors: theta[0].sqrt().sum(), 3, prompt=None, **DEFAULTS)
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-__all__ = ["History", "Step", "tune"]
+__all__ = ["History", "Step", "TuningError", "tune"]
+
+
+class TuningError(ValueError):
+    """A training that cannot go on: names the step and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,11 @@ def tune(
     Returns
     -------
     History
+
+    Raises
+    ------
+    TuningError
+        If loss or gradient are no longer finite: no later step could be.
     """
     parameters = [p for p in parts.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -119,7 +128,12 @@ def tune(
             optimizer.zero_grad()
             value.backward()
             norms = [] if vectors is None or vectors.grad is None else vectors.grad.norm(dim=1).tolist()
-            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+            if not math.isfinite(value.item()) or not math.isfinite(norm):
+                raise TuningError(
+                    f"step {step}: with learning_rate={learning_rate} the loss is {value.item():.3g} and its gradient "
+                    f"{norm:.3g}, so nothing was fitted; lower learning_rate, or use dtype='float32'"
+                )
             rate = optimizer.param_groups[0]["lr"]
             optimizer.step()
             scheduler.step()
