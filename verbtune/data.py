@@ -22,6 +22,7 @@ __all__ = [
     "Split",
     "Splits",
     "check_labels",
+    "check_row",
     "check_rows",
     "checksum",
     "form_of",
@@ -94,30 +95,36 @@ def check_rows(X: Any, fields: Sequence[str]) -> list[Row]:
         raise DataError(f"expected a list of texts, got {type(X).__name__}") from None
     if not items:
         raise DataError("Found array with 0 sample(s): give at least one text")
-    return [_check_row(item, fields, i) for i, item in enumerate(items)]
+    return [check_row(item, fields, f"row {i}") for i, item in enumerate(items)]
 
 
-def _check_row(item: Any, fields: Sequence[str], i: int) -> Row:
+def check_row(item: Any, fields: Sequence[str], where: str) -> Row:
+    """One text, or a mapping of field → text, as a row; what is wrong with it is said with `where` in front.
+
+    Raises
+    ------
+    DataError
+    """
     if not isinstance(item, Mapping):
         if len(fields) > 1:
             raise DataError(
-                f"row {i}: this task reads {', '.join(fields)}; give a dict with these keys, not {item!r:.60}"
+                f"{where}: this task reads {', '.join(fields)}; give a dict with these keys, not {item!r:.60}"
             )
         item = {fields[0]: item}
     row = {}
     for name in fields:
         if name not in item:
-            raise DataError(f"row {i}: the field {name!r} is missing; it has {', '.join(map(str, item))}")
+            raise DataError(f"{where}: the field {name!r} is missing; it has {', '.join(map(str, item))}")
         text = item[name]
         if not isinstance(text, str):
-            raise DataError(f"row {i}: {name} is {text!r:.60} ({type(text).__name__}), not a text")
+            raise DataError(f"{where}: {name} is {text!r:.60} ({type(text).__name__}), not a text")
         if not text.strip():
-            raise DataError(f"row {i}: {name} is empty; remove the row or give it a text")
+            raise DataError(f"{where}: {name} is empty; remove the row or give it a text")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"row {i}: {name} has a lone surrogate at character {error.start}; decode it properly, or clean it "
+                f"{where}: {name} has a lone surrogate at character {error.start}; decode it properly, or clean it "
                 "with text.encode('utf-8', 'replace').decode()"
             ) from None
         row[name] = str(text)
@@ -281,7 +288,7 @@ def stream_rows(stream: TextIO, task: Task, *, name: str, form: str) -> Iterator
         records = ((number, {task.fields[0]: line.rstrip("\r\n")}) for number, line in enumerate(lines, 1))
     for number, record in records:
         where = f"{name}:{number}"
-        yield where, record, _texts(record, task, where)
+        yield where, record, check_row(record, task.fields, where)
 
 
 def _utf8(stream: TextIO, name: str) -> Iterator[str]:
@@ -317,14 +324,6 @@ def _json_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[s
         if not isinstance(record, dict):
             raise DataError(f'{name}:{number}: expected an object such as {{"text": …}}, got {line.strip():.60}')
         yield number, record
-
-
-def _texts(record: Mapping[str, Any], task: Task, where: str) -> Row:
-    """The texts of a record; what is wrong with them is said with `where` in front."""
-    try:
-        return _check_row(record, task.fields, 0)
-    except DataError as error:
-        raise DataError(f"{where}: {str(error).removeprefix('row 0: ')}") from None
 
 
 def load_splits(task: Task, folder: Path | None = None) -> Splits:
@@ -374,7 +373,7 @@ def _load_hub(task: Task) -> Splits:
         for i, (label, *texts) in enumerate(zip(*columns, strict=True)):
             where = f"{source.path}: {name}: row {i}"
             splits[split].labels.append(_class_name(label, task, where))
-            splits[split].rows.append(_texts(dict(zip(source.fields, texts, strict=True)), task, where))
+            splits[split].rows.append(check_row(dict(zip(source.fields, texts, strict=True)), task.fields, where))
     return Splits(**splits)
 
 
