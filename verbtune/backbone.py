@@ -66,7 +66,7 @@ class _Head(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         self.states = states  # (B, M, H)
-        return F.linear(states, *self.matrix)  # (B, M, W)
+        return F.linear(states.to(self.matrix[0].dtype), *self.matrix)  # (B, M, W)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,8 @@ class Backbone:
         device : str, optional
             A torch device; default: the GPU if there is one.
         dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-            "auto" is float32 on a CPU and bfloat16 on a GPU.
+            "auto" is bfloat16 on a GPU and on a CPU with AMX instructions, where it is about twice as fast,
+            and float32 elsewhere.
 
         Raises
         ------
@@ -193,7 +194,7 @@ class Backbone:
         origin = functools.partial(cls.load, str(name), kind=kind, revision=revision, device=device, dtype=dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") else "float32"
+            dtype = "bfloat16" if _fast_in_bfloat16(device) else "float32"
         if dtype not in ("float32", "bfloat16", "float16"):
             raise BackboneError(f"dtype={dtype!r} is unknown; use auto, float32, bfloat16 or float16")
         key = (str(name), kind, revision, device, dtype)
@@ -485,7 +486,8 @@ class Backbone:
         if rows is None:
             return _Head(output.weight, bias)
         rows = rows.to(self.device)
-        return _Head(output.weight[rows], None if bias is None else bias[rows])
+        # In 16 bits a score of 10 is rounded to steps of 0.06, often more than what tells two classes apart.
+        return _Head(output.weight[rows].float(), None if bias is None else bias[rows].float())
 
     @contextlib.contextmanager
     def _only_at(self, answers: Tensor, head: _Head) -> Iterator[None]:
@@ -566,6 +568,15 @@ class Backbone:
 _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Backbone] = weakref.WeakValueDictionary()
 _LATEST: list[Backbone] = []  # keeps the last one alive between the clones of a grid search
 _LOADING = threading.RLock()
+
+
+def _fast_in_bfloat16(device: str) -> bool:
+    if device.startswith("cuda"):
+        return True
+    # AVX512-BF16 alone does not do: products take 1.4 times as long there as in float32. Older versions of
+    # torch cannot tell.
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return device == "cpu" and able.get("amx_bf16", False)
 
 
 def _kind_of(architecture: str) -> Kind | None:
