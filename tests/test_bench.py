@@ -130,6 +130,18 @@ def test_real_methods_from_end_to_end(task, data, tmp_path, monkeypatch):
     assert all(r.artifact_bytes > 0 and r.fit_seconds > 0 and r.peak_memory_mb >= 0 for r in outcome.records)
 
 
+@pytest.mark.parametrize(
+    ("template", "n", "length"),
+    [("{text} It was {answer}.", None, 20), ("{text} It was {answer}.", 3, 3), ("{soft:4} {text} {answer}.", None, 0)],
+)
+def test_the_plain_soft_prompt_is_as_long_as_the_template_says(task, template, n, length):
+    spec = Task.from_dict(task.to_dict() | {"template": template})
+    made = baselines.make("soft-prompt", spec, tiny("bert"), seed=0, prompt_length=n).set_params(steps=0)
+    rows = [{"text": "great"}, {"text": "bad"}]
+    assert made.prompt_length == length
+    assert len(made.fit(rows, ["positive", "negative"]).prompt_) == (length or 4)
+
+
 def test_records_have_the_keys_they_promise(bench_run, tmp_path):
     outcome = bench_run()
     for plain in lines(tmp_path):

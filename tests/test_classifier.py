@@ -17,6 +17,7 @@ import torch
 from conftest import CAUSAL, SENTENCES, tiny
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -27,6 +28,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 import verbtune.classifier
 from verbtune import Backbone, PromptClassifier, Task, TaskError
+from verbtune.classifier import ParameterError
 from verbtune.compiled import compile_task
 from verbtune.data import DataError
 from verbtune.tuning import TuningError
@@ -377,15 +379,39 @@ def test_reading_texts_once_gives_the_same_training(
 # -- sample weights ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_a_row_of_weight_zero_teaches_nothing(architecture: str) -> None:
-    def fit(last: str, weight: float) -> torch.Tensor:
-        clf = make(architecture, batch_size=7, steps=2, learning_rate=0.01)
-        return clf.fit([*SENTENCES[:6], last], LABELS, sample_weight=[1, 2, 1, 1, 1, 1, weight]).prompt_
+ZEROED = [2, 5, 8, 11]
 
-    one, other = "It was good good film.", "It was bad slow music."
-    torch.testing.assert_close(fit(one, 0), fit(other, 0), rtol=1e-4, atol=1e-5)
-    assert (fit(one, 1) - fit(other, 1)).abs().max() > 1e-3
+
+@pytest.mark.parametrize("verbalizer", ["learned", "fixed"])
+@pytest.mark.parametrize("validation_fraction", [0.0, 0.3])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_row_of_weight_zero_is_as_good_as_absent(verbalizer: str, validation_fraction: float, steps: int) -> None:
+    texts, labels = np.array(SENTENCES * 2, dtype=object), np.array(LABELS * 2)
+    weight = np.arange(1.0, 15.0)
+    weight[ZEROED] = 0
+    texts[ZEROED[:2]], labels[ZEROED[2:]] = "so bad " * 30, "positive"
+    options = {"verbalizer": verbalizer, "validation_fraction": validation_fraction, "steps": steps}
+    one = make(**options).fit(texts, labels, sample_weight=weight)
+    other = make(**options).fit(*(np.delete(part, ZEROED) for part in (texts, labels, weight)))
+    np.testing.assert_allclose(one.predict_proba(TEXTS), other.predict_proba(TEXTS), atol=1e-6, rtol=0)
+    weight[ZEROED] = 1
+    third = make(**options).fit(texts, labels, sample_weight=weight)
+    if verbalizer == "learned" or steps:
+        assert np.abs(one.predict_proba(TEXTS) - third.predict_proba(TEXTS)).max() > 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_class_whose_rows_all_weigh_nothing_stays_a_class_that_nothing_speaks_for(architecture: str) -> None:
+    """As for scikit-learn's own classifiers: `classes_` has all labels given."""
+    labels = ["z", "a", "m", "z", "a", "m", "z"]
+    weight = [float(label != "m") for label in labels]
+    clf = make(architecture, task=THREE, verbalizer="learned", steps=2).fit(SENTENCES, labels, sample_weight=weight)
+    assert clf.classes_.tolist() == ["a", "m", "z"]
+    assert clf.predict_proba(TEXTS).shape == (len(TEXTS), 3)
+    even = make(architecture, task=THREE, verbalizer="learned", steps=2).fit(SENTENCES, labels)
+    assert clf.predict_proba(SENTENCES)[:, 1].mean() < even.predict_proba(SENTENCES)[:, 1].mean()
+    forest = RandomForestClassifier(5, random_state=0).fit(np.eye(7), labels, sample_weight=weight)
+    assert forest.classes_.tolist() == clf.classes_.tolist()
 
 
 def test_a_whole_weight_is_that_many_copies() -> None:
@@ -409,7 +435,7 @@ def test_only_the_proportion_of_weights_counts() -> None:
     "weight", [[1] * 6, [[1] * 7], [-1] + [1] * 6, [np.nan] + [1] * 6, [np.inf] + [1] * 6, [0] * 7, 3.0, ["a"] * 7]
 )
 def test_bad_weights_are_refused(weight: Any) -> None:
-    with pytest.raises(ValueError, match=r"sample_weight of shape|could not convert"):
+    with pytest.raises(DataError, match=r"^sample_weight( of shape|: could not convert)"):
         make().fit(SENTENCES, LABELS, sample_weight=weight)
 
 
@@ -443,13 +469,34 @@ BAD: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("name", "value"), BAD, ids=[f"{name}={value!r}" for name, value in BAD])
 def test_a_bad_parameter_is_one_clear_error_before_the_model_is_loaded(name: str, value: Any) -> None:
     clf = PromptClassifier(TONE, model="nobody/nothing", **{name: value})
-    with pytest.raises((ValueError, TypeError)) as error:
+    with pytest.raises(ValueError, match=rf"^{re.escape(f'{name}={value!r} ')}") as error:
         clf.fit(SENTENCES, LABELS)
-    text = str(error.value)
-    assert "nobody/nothing" not in text
-    assert "\n" not in text
-    if name != "random_state":  # which scikit-learn checks, in its own words
-        assert text.startswith(f"{name}={value!r} ")
+    assert name == "dtype" or type(error.value) is ParameterError
+    assert "nobody/nothing" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+SOFT = [
+    ({"template": "{soft:8} {text} It was {answer}."}, "{soft:8}"),
+    ({"template": "{text} {soft:It was} {answer}."}, "{soft:It was}"),
+    ({"template_causal": "{text} {soft:3} It was {answer}"}, "{soft:3}"),
+    ({"template": "{soft:8} {text} {soft} It was {answer}."}, None),
+    ({"template": "{text} It was {answer}."}, None),
+]
+
+
+@pytest.mark.parametrize(("template", "piece"), SOFT)
+def test_a_prompt_length_is_used_or_refused_never_ignored(template: dict[str, str], piece: str | None) -> None:
+    task = Task.from_dict(TONE.to_dict() | template)
+    options = {"steps": 0, "tune_template": False, "task": task}
+    if piece:
+        message = f"prompt_length=3 has nowhere to go: the template of 'tone' says {piece}; write {{soft}} there, or "
+        with pytest.raises(ParameterError, match=re.escape(message)):
+            make(prompt_length=3, **options).set_params(model="nobody/nothing").fit(SENTENCES, LABELS)
+        make(prompt_length=0, **options).fit(SENTENCES, LABELS)
+    else:
+        short, long = (make(prompt_length=n, **options).fit(SENTENCES, LABELS).prompt_ for n in (1, 4))
+        assert len(long) == len(short) + 3
 
 
 @pytest.mark.parametrize(

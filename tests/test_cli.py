@@ -386,11 +386,17 @@ def test_fit_warns_of_what_the_linter_finds(run: Run, models: Path) -> None:
         ("tune_template=perhaps", "Error: --param tune_template: 'perhaps' is not a valid boolean."),
         ("learning_rate=-1", "Error: learning_rate=-1.0 must be a number from 0 to inf"),
         ("init=magic", "Error: init='magic' is unknown; use one of vocab, labels, random"),
+        (
+            "prompt_length=4",
+            "Error: prompt_length=4 has nowhere to go: the template of 'tone' says {soft:2}; write",
+        ),
         ("dtype=float8", "Error: dtype='float8' is unknown; use auto, float32, bfloat16 or float16"),
     ],
 )
 def test_fit_with_a_bad_parameter(run: Run, models: Path, pair: str, message: str) -> None:
-    assert one_line(run(*fit_arguments(models, "--param", pair), code=2)).startswith(message)
+    Path("soft.yaml").write_text(SPEC.replace("{text}", "{soft:2} {text}"))
+    command, _, *more = fit_arguments(models, "--param", pair)
+    assert one_line(run(command, "soft.yaml", *more, code=2)).startswith(message)
     assert not Path("clf").exists()
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .calibration import CONTENT_FREE_TEXTS, Calibration, batch, content_free
-from .classifier import PromptClassifier
+from .classifier import ParameterError, PromptClassifier, fixed_soft_tokens
 from .compiled import compile_task
 from .data import check_labels, check_rows
 from .encode import Row
@@ -171,7 +171,7 @@ class ZeroShot(_TextClassifier):
     def fit(self, X: Any, y: Any = None) -> ZeroShot:
         """Compile the task; estimate the calibration. Labels only say which classes there are."""
         if self.calibration not in CALIBRATIONS:
-            raise ValueError(f"calibration={self.calibration!r} is unknown; use one of {', '.join(CALIBRATIONS)}")
+            raise ParameterError(f"calibration={self.calibration!r} is unknown; use one of {', '.join(CALIBRATIONS)}")
         task = Task.load(self.task)
         rows = check_rows(X, task.fields)
         if y is None:
@@ -323,7 +323,7 @@ class LinearProbe(_TextClassifier):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LinearProbe:
         """Encode the texts once and fit the regression."""
         if self.state not in ("answer", "text"):
-            raise ValueError(f"state={self.state!r} is unknown; use answer or text")
+            raise ParameterError(f"state={self.state!r} is unknown; use answer or text")
         task = Task.load(self.task)
         rows = check_rows(X, task.fields)
         self.classes_, _, codes = check_labels(y, len(rows), task)
@@ -402,7 +402,7 @@ class FineTuned(_TextClassifier):
     def fit(self, X: Any, y: Any) -> FineTuned:
         """Train a copy of the LM."""
         if self.method not in ("full", "lora"):
-            raise ValueError(f"method={self.method!r} is unknown; use full or lora")
+            raise ParameterError(f"method={self.method!r} is unknown; use full or lora")
         task = Task.load(self.task)
         rows = check_rows(X, task.fields)
         self.classes_, names, codes = check_labels(y, len(rows), task)
@@ -498,7 +498,7 @@ _FACTORIES: dict[str, Factory] = {
         model=lm,
         verbalizer="fixed",
         tune_template=False,
-        prompt_length=20 if n is None else n,
+        prompt_length=n if n is not None else 0 if fixed_soft_tokens(task) else 20,
         learning_rate=0.02,
         steps=100,
         random_state=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import tempfile
@@ -29,8 +30,8 @@ from .data import DataError, check_labels, check_rows
 from .encode import Example
 from .plots import draw_history
 from .prompt import REPARAMETERIZATIONS, SoftPrompt, from_labels, from_random, from_vocabulary
-from .rows import Reading, choose_reading, fit_rows
-from .task import Task
+from .rows import choose_reading, fit_rows
+from .task import Soft, Task, Template
 from .text_cache import TextCache, frozen_length
 from .tuning import History, tune
 from .verbalizer import AGGREGATIONS, MULTI_TOKEN, Verbalizer
@@ -38,9 +39,56 @@ from .verbalizer import AGGREGATIONS, MULTI_TOKEN, Verbalizer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PromptClassifier"]
+__all__ = ["ParameterError", "PromptClassifier", "check_parameters", "check_weights", "fixed_soft_tokens"]
 
-INITS = ("vocab", "labels", "random")
+CHOICES = {
+    "init": ("vocab", "labels", "random"),
+    "reparameterization": REPARAMETERIZATIONS,
+    "verbalizer": ("learned", "fixed"),
+    "aggregate": AGGREGATIONS,
+    "multi_token": MULTI_TOKEN,
+}
+RANGES = {
+    "prompt_length": (0, 1000),
+    "learning_rate": (0, math.inf),
+    "steps": (0, math.inf),
+    "batch_size": (1, math.inf),
+    "weight_decay": (0, math.inf),
+    "warmup": (0, 1),
+    "max_grad_norm": (0, math.inf),
+    "validation_fraction": (0, 0.9),
+    "evaluate_every": (1, math.inf),
+    "patience": (1, math.inf),
+    "max_length": (1, math.inf),
+}
+WHOLE = ("prompt_length", "steps", "batch_size", "evaluate_every", "patience", "max_length")
+
+
+class ParameterError(ValueError):
+    """A parameter of a classifier that cannot be used: names it, its value and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labelled:
+    """Encoded texts, the index of each one's class, and its weight."""
+
+    examples: list[Example]
+    codes: NDArray[np.intp]
+    weights: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def take(self, index: Sequence[int] | NDArray[np.intp]) -> _Labelled:
+        """The texts of the given indices, in that order."""
+        at = np.asarray(index, dtype=np.intp)
+        return _Labelled([self.examples[i] for i in at], self.codes[at], self.weights[at])
+
+    def loss(self, scores: Tensor) -> Tensor:
+        """Weighted mean cross-entropy of class scores (B, C), in nats."""
+        targets = torch.tensor(self.codes, device=scores.device)
+        weights = torch.tensor(self.weights, dtype=torch.float32, device=scores.device)
+        return (F.cross_entropy(scores, targets, reduction="none") * weights).mean()
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -58,7 +106,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     model : str, Path or Backbone, default="builtin/masked"
         The frozen LM: `builtin/masked`, `builtin/causal`, a folder, a hub name, or a `Backbone`.
     prompt_length : int, default=0
-        Soft tokens, where the template says `{soft}` or else in front.
+        Soft tokens, where the template says `{soft}`, or in front if it has no soft piece; refused if its soft
+        pieces all say themselves how many tokens they are.
     tune_template : bool, default=True
         Whether the template's own tokens become soft tokens, which start as what they are.
     init : {"vocab", "labels", "random"}, default="vocab"
@@ -191,87 +240,33 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises
         ------
-        ValueError
-            Naming the parameter, row or spec key that is wrong, before the LM is loaded.
+        ParameterError, TaskError, DataError
+            Naming the parameter, spec key or row that is wrong, before the LM is loaded.
+        TuningError
+            If loss or gradient are no longer finite.
         """
-        self._check_parameters()
         task = Task.load(self.task)
+        check_parameters(self, task)
         rows = check_rows(X, task.fields)
         classes, names, codes = check_labels(y, len(rows), task)
         weights = check_weights(sample_weight, len(rows))
-        training, held_out = self._split(codes)
+        counted = np.flatnonzero(weights)  # a row of weight 0 is as good as absent
+        training, held_out = self._split(codes[counted])
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
 
         backbone = Backbone.load(self.model, device=self.device, dtype=self.dtype)
         compiled = self._compile(task, backbone, names)
+        texts = _Labelled(compiled.encode([rows[i] for i in counted]), codes[counted], weights[counted])
         prompt = self._start(compiled, torch.Generator().manual_seed(seed))
         verbalizer = Verbalizer(
             compiled.words, backbone.state_width, aggregate=self.aggregate, learned=self.verbalizer == "learned"
         ).to(backbone.device)
-        parts = nn.ModuleList([verbalizer] if prompt is None else [verbalizer, prompt])
 
-        examples = compiled.encode(rows)
         strength, calibration = 0.0, Calibration.none(len(classes))
-        if verbalizer.rows is not None:
-            reading, calibration = self._fit_rows(
-                compiled, verbalizer, prompt, examples, codes, weights, training, seed
-            )
-            strength = reading.strength
-        # On a causal LM either the text comes before all soft tokens and is read once, or a stretch that all
-        # examples share comes first and is read once a batch.
-        shared = min(compiled.layout.n_prefix, *(e.answer for e in examples))
-        frozen = [frozen_length(e) for e in examples]
-        reused = self.steps > 0 and backbone.kind == "causal" and min(frozen) > shared
-        texts = TextCache(backbone, examples, frozen) if reused else None
-        targets = torch.tensor(codes, device=backbone.device)  # (N,)
-        scale = torch.tensor(weights, dtype=torch.float32, device=backbone.device)  # (N,)
+        if self.verbalizer == "learned":
+            strength, calibration = _fit_rows(compiled, verbalizer, prompt, texts.take(training), seed)
+        history = self._tune(compiled, verbalizer, prompt, texts.take(training), texts.take(held_out), strength, seed)
 
-        def loss(index: Sequence[int], vectors: Tensor | None) -> Tensor:
-            at = training[list(index)].tolist()
-            batch = [examples[i] for i in at]
-            start = texts.start(at) if texts else backbone.encode_start(batch[:1], [shared], vectors)
-            scores = verbalizer(*backbone.word_scores(batch, compiled.words, vectors, start=start))  # (B, C)
-            losses = F.cross_entropy(scores, targets[at], reduction="none")  # (B,)
-            pull = 0.0 if verbalizer.rows is None else strength / 2 * verbalizer.rows.square().sum() / len(training)
-            return (losses * scale[at]).mean() + pull
-
-        def validate() -> float:
-            with torch.no_grad():
-                vectors = None if prompt is None else prompt()
-                words, states = backbone.infer(
-                    [examples[i] for i in held_out], compiled.words, vectors, n_prefix=compiled.layout.n_prefix
-                )
-                scores = verbalizer(words.to(backbone.device), states.to(backbone.device))
-                return -float((F.cross_entropy(scores, targets[held_out], reduction="none") * scale[held_out]).mean())
-
-        trains = any(p.requires_grad for p in parts.parameters())
-        history = (
-            tune(
-                parts,
-                loss,
-                len(training),
-                prompt=prompt,
-                learning_rate=self.learning_rate,
-                steps=self.steps if trains else 0,
-                batch_size=self.batch_size,
-                warmup=self.warmup,
-                weight_decay=self.weight_decay,
-                max_grad_norm=self.max_grad_norm,
-                seed=seed,
-                validate=validate if len(held_out) else None,
-                evaluate_every=self.evaluate_every,
-                patience=self.patience,
-                progress=self.verbose,
-            )
-            if trains
-            else History()
-        )
-        if history.interrupted:
-            warnings.warn(
-                f"training was interrupted after {len(history.steps) - 1} of {self.steps} steps; "
-                f"the prompt of step {history.best_step} is kept",
-                stacklevel=2,
-            )
         self.task_ = task
         self.classes_ = classes
         self.compiled_ = compiled
@@ -279,8 +274,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.verbalizer_ = verbalizer.requires_grad_(False)
         self.calibration_ = calibration
         self.history_ = history
-        learned = parts if self.steps else verbalizer
-        self.trained_parameters_ = sum(p.numel() for p in learned.parameters())
+        learned = [verbalizer, prompt] if self.steps and prompt is not None else [verbalizer]
+        self.trained_parameters_ = sum(p.numel() for part in learned for p in part.parameters())
         return self
 
     def class_scores(self, X: Any) -> NDArray[np.float64]:
@@ -451,42 +446,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.two_d_array = False
         return tags
 
-    def _check_parameters(self) -> None:
-        for name, choices in (
-            ("init", INITS),
-            ("reparameterization", REPARAMETERIZATIONS),
-            ("verbalizer", ("learned", "fixed")),
-            ("aggregate", AGGREGATIONS),
-            ("multi_token", MULTI_TOKEN),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(choices)}")
-        for name, low, high, whole in (
-            ("prompt_length", 0, 1000, True),
-            ("learning_rate", 0, math.inf, False),
-            ("steps", 0, math.inf, True),
-            ("batch_size", 1, math.inf, True),
-            ("weight_decay", 0, math.inf, False),
-            ("warmup", 0, 1, False),
-            ("max_grad_norm", 0, math.inf, False),
-            ("validation_fraction", 0, 0.9, False),
-            ("evaluate_every", 1, math.inf, True),
-            ("patience", 1, math.inf, True),
-            ("max_length", 1, math.inf, True),
-        ):
-            value = getattr(self, name)
-            if name == "max_length" and value is None:
-                continue
-            kind = numbers.Integral if whole else numbers.Real
-            good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(float(value))
-            if not good or not low <= float(value) <= high:
-                noun = "a whole number" if whole else "a number"
-                raise ValueError(f"{name}={value!r} must be {noun} from {low} to {high}")
-        for name in ("tune_template", "verbose"):
-            if not isinstance(getattr(self, name), bool | np.bool_):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
-
     def _split(self, codes: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         everything = np.arange(len(codes))
         if not self.validation_fraction:
@@ -499,48 +458,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"validation_fraction={self.validation_fraction} cannot be held out of {len(codes)} texts: {error}"
             ) from None
         return training, held_out
-
-    def _fit_rows(
-        self,
-        compiled: CompiledTask,
-        verbalizer: Verbalizer,
-        prompt: SoftPrompt | None,
-        examples: list[Example],
-        codes: NDArray[np.intp],
-        weights: NDArray[np.float64],
-        training: NDArray[np.intp],
-        seed: int,
-    ) -> tuple[Reading, Calibration]:
-        """Set the verbalizer's rows to the best ones for the prompt as it starts."""
-        backbone = compiled.backbone
-        with torch.no_grad():
-            words, states = backbone.infer(
-                [examples[i] for i in training],
-                compiled.words,
-                None if prompt is None else prompt(),
-                n_prefix=compiled.layout.n_prefix,
-            )
-            scores = verbalizer.cpu()(words, states).double().numpy()  # (N, C): rows are zero as yet
-        y, weight, read = codes[training], weights[training], states.double().numpy()
-        against = batch(scores).bias
-        reading, held_out = choose_reading(scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32)
-        rows, bias = fit_rows(
-            reading.word_scale * (scores + against), reading.features(read), y, weight, strength=reading.strength
-        )
-        found = {
-            "rows": rows,
-            "bias": bias + reading.word_scale * against,
-            "word_scale": np.array(reading.word_scale),
-            "center": reading.center,
-            "gain": reading.gain,
-        }
-        tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()}
-        verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
-        verbalizer.to(backbone.device)
-        if held_out is None:
-            return reading, Calibration.none(len(bias))
-        seen = np.isfinite(held_out[:, 0])
-        return reading, temperature(held_out[seen], y[seen], sample_weight=weight[seen])
 
     def _compile(self, task: Task, backbone: Backbone, names: Sequence[str]) -> CompiledTask:
         return compile_task(
@@ -576,9 +493,117 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             generator=generator,
         )
 
+    def _tune(
+        self,
+        compiled: CompiledTask,
+        verbalizer: Verbalizer,
+        prompt: SoftPrompt | None,
+        training: _Labelled,
+        held_out: _Labelled,
+        strength: float,
+        seed: int,
+    ) -> History:
+        """Tune prompt and rows together; `strength` of the rows' pull to zero is in units of one text."""
+        parts = nn.ModuleList([verbalizer] if prompt is None else [verbalizer, prompt])
+        if not any(p.requires_grad for p in parts.parameters()):
+            return History()
+        backbone, words = compiled.backbone, compiled.words
+        # On a causal LM either the text comes before all soft tokens and is read once, or a stretch that all
+        # examples share comes first and is read once a batch.
+        shared = min(compiled.layout.n_prefix, *(e.answer for e in training.examples))
+        frozen = [frozen_length(e) for e in training.examples]
+        reused = self.steps > 0 and backbone.kind == "causal" and min(frozen) > shared
+        texts = TextCache(backbone, training.examples, frozen) if reused else None
+
+        def loss(index: Sequence[int], vectors: Tensor | None) -> Tensor:
+            batch = training.take(index)
+            start = texts.start(index) if texts else backbone.encode_start(batch.examples[:1], [shared], vectors)
+            scores = verbalizer(*backbone.word_scores(batch.examples, words, vectors, start=start))  # (B, C)
+            pull = 0.0 if verbalizer.rows is None else strength / 2 * verbalizer.rows.square().sum() / len(training)
+            return batch.loss(scores) + pull
+
+        def validate() -> float:
+            with torch.no_grad():
+                vectors = None if prompt is None else prompt()
+                found = backbone.infer(held_out.examples, words, vectors, n_prefix=compiled.layout.n_prefix)
+                return -float(held_out.loss(verbalizer(*(part.to(backbone.device) for part in found))))
+
+        history = tune(
+            parts,
+            loss,
+            len(training),
+            prompt=prompt,
+            learning_rate=self.learning_rate,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            seed=seed,
+            validate=validate if len(held_out) else None,
+            evaluate_every=self.evaluate_every,
+            patience=self.patience,
+            progress=self.verbose,
+        )
+        if history.interrupted:
+            warnings.warn(
+                f"training was interrupted after {len(history.steps) - 1} of {self.steps} steps; "
+                f"the prompt of step {history.best_step} is kept",
+                stacklevel=3,
+            )
+        return history
+
+
+def check_parameters(clf: PromptClassifier, task: Task) -> None:
+    """Refuse what a classifier cannot be fitted with, before anything is loaded.
+
+    Raises
+    ------
+    ParameterError
+    """
+    for name, choices in CHOICES.items():
+        value = getattr(clf, name)
+        if value not in choices:
+            raise ParameterError(f"{name}={value!r} is unknown; use one of {', '.join(choices)}")
+    for name, (low, high) in RANGES.items():
+        value = getattr(clf, name)
+        if name == "max_length" and value is None:
+            continue
+        kind, noun = (numbers.Integral, "a whole number") if name in WHOLE else (numbers.Real, "a number")
+        good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(float(value))
+        if not good or not low <= float(value) <= high:
+            raise ParameterError(f"{name}={value!r} must be {noun} from {low} to {high}")
+    for name in ("tune_template", "verbose"):
+        if not isinstance(getattr(clf, name), bool | np.bool_):
+            raise ParameterError(f"{name}={getattr(clf, name)!r} must be True or False")
+    try:
+        check_random_state(clf.random_state)
+    except ValueError:
+        raise ParameterError(
+            f"random_state={clf.random_state!r} must be a whole number from 0 to 2**32 - 1, a RandomState or None"
+        ) from None
+    fixed = fixed_soft_tokens(task)
+    if clf.prompt_length and fixed:
+        raise ParameterError(
+            f"prompt_length={clf.prompt_length!r} has nowhere to go: the template of {task.task!r} says {fixed}; "
+            "write {soft} there, or leave prompt_length out"
+        )
+
+
+def fixed_soft_tokens(task: Task) -> str | None:
+    """The soft piece of a template all of whose soft pieces say how many tokens they are, if there is such a one.
+
+    A task's two templates are looked at both, so that `prompt_length` means the same whatever the LM.
+    """
+    for template in filter(None, (task.template, task.template_causal)):
+        soft = [segment for segment in template.segments if isinstance(segment, Soft)]
+        if soft and Soft() not in soft:
+            return str(Template((soft[0],)))
+    return None
+
 
 def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
-    """Sample weights as an array of length n with mean 1.
+    """Sample weights as an array of length n; the mean of those that are not 0 is 1.
 
     Raises
     ------
@@ -587,13 +612,47 @@ def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
     """
     if sample_weight is None:
         return np.ones(n)
-    weights = np.asarray(sample_weight, dtype=float)
+    try:
+        weights = np.asarray(sample_weight, dtype=float)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"sample_weight: {error}; give each of the {n} texts a number, 0 or more") from None
     if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise DataError(
             f"sample_weight of shape {weights.shape} for {n} texts; give each a finite number, 0 or more, not all zero"
         )
-    scaled: NDArray[np.float64] = weights / weights.mean()
+    scaled: NDArray[np.float64] = weights / weights[weights > 0].mean()
     return scaled
+
+
+def _fit_rows(
+    compiled: CompiledTask, verbalizer: Verbalizer, prompt: SoftPrompt | None, texts: _Labelled, seed: int
+) -> tuple[float, Calibration]:
+    """Set the verbalizer's rows to the best ones for the prompt as it starts; give their pull and a calibration."""
+    backbone = compiled.backbone
+    with torch.no_grad():
+        vectors = None if prompt is None else prompt()
+        words, states = backbone.infer(texts.examples, compiled.words, vectors, n_prefix=compiled.layout.n_prefix)
+        scores = verbalizer.cpu()(words, states).double().numpy()  # (N, C): rows are zero as yet
+    y, weight, read = texts.codes, texts.weights, states.double().numpy()
+    against = batch(scores).bias
+    reading, held_out = choose_reading(scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32)
+    rows, bias = fit_rows(
+        reading.word_scale * (scores + against), reading.features(read), y, weight, strength=reading.strength
+    )
+    found = {
+        "rows": rows,
+        "bias": bias + reading.word_scale * against,
+        "word_scale": np.array(reading.word_scale),
+        "center": reading.center,
+        "gain": reading.gain,
+    }
+    tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()}
+    verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
+    verbalizer.to(backbone.device)
+    if held_out is None:
+        return reading.strength, Calibration.none(len(bias))
+    seen = np.isfinite(held_out[:, 0])
+    return reading.strength, temperature(held_out[seen], y[seen], sample_weight=weight[seen])
 
 
 def _peft_config(backbone: Backbone, n: int) -> dict[str, Any]:

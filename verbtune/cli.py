@@ -324,30 +324,34 @@ def fit(
     Ctrl-C ends the training early; the best prompt so far is saved.
     """
     from . import artifact
-    from .classifier import PromptClassifier
+    from .classifier import ParameterError, PromptClassifier, check_parameters
     from .data import read_split, sample_shots
     from .lint import lint
 
-    parameters = _parameters(pairs)
+    clf = PromptClassifier(task, random_state=seed, verbose=True, **_parameters(pairs))
+    try:
+        check_parameters(clf, task)
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from None
     artifact.check_folder(output)
     split = read_split(train, task)
     held_out = read_split(validation, task) if validation else None
     if shots:
         split = split.take(sample_shots(split.labels, shots, seed))
-    backbone = _load(model, device=parameters.get("device"), dtype=parameters.get("dtype", "auto"))
-    sizes = {name: parameters[name] for name in ("max_length", "prompt_length") if name in parameters}
-    for problem in lint(task, backbone, rows=split.rows, labels=split.labels, **sizes):
+    backbone = _load(model, device=clf.device, dtype=clf.dtype)
+    for problem in lint(
+        task,
+        backbone,
+        rows=split.rows,
+        labels=split.labels,
+        max_length=clf.max_length,
+        prompt_length=clf.prompt_length,
+    ):
         if problem.level == "warning":
             click.echo(f"Warning: {problem.message}", err=True)
 
-    clf = PromptClassifier(task, model=backbone, random_state=seed, verbose=True, **parameters)
     start = time.perf_counter()
-    try:
-        clf.fit(split.rows, split.labels)
-    except ValueError as error:
-        if type(error) is ValueError:  # a parameter out of its range
-            raise click.UsageError(str(error)) from None
-        raise
+    clf.set_params(model=backbone).fit(split.rows, split.labels)
     seconds = time.perf_counter() - start
     clf.save_pretrained(output)
 
