@@ -63,6 +63,10 @@ SAMPLING_SECONDS = 0.005
 SIGN_FLIPS = 1 << 14
 RESAMPLES = 10_000
 COSTS = ("trained_parameters", "artifact_bytes", "fit_seconds", "predict_seconds", "peak_memory_mb")
+IDENTITY = (
+    *("task", "method", "model", "shots", "seed", "prompt_length"),
+    *("split_checksum", "model_fingerprint", "task_checksum"),
+)
 LOWER_IS_BETTER = ("nll", "ece", "brier")
 
 
@@ -237,8 +241,8 @@ class _Job:
     split_checksum: str
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What a record must agree in to be this job's; JSON values only."""
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, in the words of a record."""
         return {
             "task": self.task.task,
             "method": self.method,
@@ -246,6 +250,13 @@ class _Job:
             "shots": self.shots,
             "seed": self.seed,
             "prompt_length": self.prompt_length,
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a record must agree in to be this job's: the names are `IDENTITY`, the values plain JSON."""
+        return {
+            **self.asked,
             "split_checksum": self.split_checksum,
             "model_fingerprint": self.backbone.fingerprint,
             "task_checksum": hashlib.sha256(self.task.to_yaml().encode()).hexdigest(),
@@ -335,7 +346,8 @@ def run(
                     records.append(record)
             bar.update()
     outcome = Outcome(records, failures)
-    write_whole(output / "results.json", json.dumps(_plain(outcome), indent=1, ensure_ascii=False, allow_nan=False))
+    plain = dataclasses.asdict(outcome) | {"summary": dataclasses.asdict(summarize(records))}
+    write_whole(output / "results.json", json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False))
     return outcome
 
 
@@ -451,18 +463,7 @@ def _key(identity: Mapping[str, Any]) -> str:
 
 
 def _record_key(record: Record) -> str:
-    names = (
-        "task",
-        "method",
-        "model",
-        "shots",
-        "seed",
-        "prompt_length",
-        "split_checksum",
-        "model_fingerprint",
-        "task_checksum",
-    )
-    return _key({name: getattr(record, name) for name in names})
+    return _key({name: getattr(record, name) for name in IDENTITY})
 
 
 def _read_records(path: Path) -> dict[str, Record]:
@@ -503,24 +504,17 @@ def _measure(job: _Job) -> tuple[Record, NDArray[np.float64]]:
     start = time.perf_counter()
     probabilities = classifier.predict_proba(job.test.rows)
     predict_seconds = time.perf_counter() - start
+    scores: dict[str, Any] = score(probabilities, job.test.labels, classifier.classes_.tolist())
     record = Record(
-        task=job.task.task,
-        method=job.method,
-        model=_name(job.backbone),
-        shots=job.shots,
-        seed=job.seed,
+        **job.identity,
+        **scores,
         n_train=len(job.train),
         n_test=len(job.test),
-        **score(probabilities, job.test.labels, classifier.classes_.tolist()),
         trained_parameters=int(classifier.trained_parameters_),
         artifact_bytes=int(classifier.artifact_bytes_),
         fit_seconds=fit_seconds,
         predict_seconds=predict_seconds,
-        split_checksum=job.split_checksum,
-        prompt_length=job.prompt_length,
         peak_memory_mb=peak,
-        model_fingerprint=job.backbone.fingerprint,
-        task_checksum=job.identity["task_checksum"],
         versions={
             **{name: metadata.version(name) for name in ("verbtune", "torch", "transformers", "scikit-learn")},
             "python": platform.python_version(),
@@ -621,16 +615,8 @@ def _return_free_memory() -> None:
 
 def _failure(job: _Job, error: Exception) -> Failure:
     reason = " ".join(str(error).split())
-    return Failure(
-        job.task.task,
-        job.method,
-        _name(job.backbone),
-        job.shots,
-        job.seed,
-        job.prompt_length,
-        reason if reason and isinstance(error, ValueError) else f"{type(error).__name__}: {reason}",
-        "".join(traceback.format_exception(error)),
-    )
+    said = reason if reason and isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+    return Failure(**job.asked, error=said, traceback="".join(traceback.format_exception(error)))
 
 
 def _predictions_file(output: Path, record: Record) -> Path:
@@ -672,14 +658,6 @@ def write_whole(path: Path, text: str) -> None:
         raise BenchError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write") from None
 
 
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "records": [dataclasses.asdict(record) for record in outcome.records],
-        "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
-        "summary": dataclasses.asdict(summarize(outcome.records)),
-    }
-
-
 def label(method: str, prompt_length: int | None) -> str:
     """How tables and pictures call a method.
 
@@ -705,10 +683,8 @@ def summarize(records: Sequence[Record]) -> Summary:
     for (model, shots), group in _grouped(records, lambda r: (r.model, r.shots)).items():
         tasks = list(dict.fromkeys(record.task for record in group))
         methods = _grouped(group, lambda r: (r.method, r.prompt_length))
-        for task in tasks:
-            rows += [_row(own) for method in methods.values() if (own := [r for r in method if r.task == task])]
-        if len(tasks) > 1:
-            rows += [row for method in methods.values() if (row := _mean_row(method, tasks)) is not None]
+        for chosen in [*([task] for task in tasks), *([tasks] if len(tasks) > 1 else [])]:
+            rows += filter(None, (_row(method, chosen) for method in methods.values()))
         comparisons += _comparisons(model, shots, methods)
     return Summary(seeds, rows, comparisons)
 
@@ -725,41 +701,27 @@ def _spread(metric: str, values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, worst)
 
 
-def _row(records: Sequence[Record]) -> Row:
-    """Sum up one method on one task."""
-    first = records[0]
-    return Row(
-        task=first.task,
-        model=first.model,
-        method=first.method,
-        shots=first.shots,
-        prompt_length=first.prompt_length,
-        n_seeds=len(records),
-        n_train=first.n_train,
-        n_test=first.n_test,
-        scores={metric: _spread(metric, [getattr(r, metric) for r in records]) for metric in METRICS},
-        **{cost: statistics.median(getattr(r, cost) for r in records) for cost in COSTS},
-    )
-
-
-def _mean_row(records: Sequence[Record], tasks: Sequence[str]) -> Row | None:
-    """Sum up one method over all tasks, by the seeds that have them all; None if none has."""
-    by_seed = [own for own in _grouped(records, lambda r: r.seed).values() if len(own) == len(tasks)]
+def _row(records: Sequence[Record], tasks: Sequence[str]) -> Row | None:
+    """Sum up one method on one or several tasks, by the seeds that have them all; None if none has."""
+    own = [record for record in records if record.task in tasks]
+    by_seed = [rs for rs in _grouped(own, lambda r: r.seed).values() if len(rs) == len(tasks)]
     if not by_seed:
         return None
-    of_tasks = [_row(own) for own in _grouped([r for own in by_seed for r in own], lambda r: r.task).values()]
-    scores = {metric: [statistics.fmean(getattr(r, metric) for r in own) for own in by_seed] for metric in METRICS}
-    costs = {cost: statistics.fmean(getattr(row, cost) for row in of_tasks) for cost in COSTS}
-    first = records[0]
+    by_task = _grouped([r for rs in by_seed for r in rs], lambda r: r.task).values()
+    scores = {metric: [statistics.fmean(getattr(r, metric) for r in rs) for rs in by_seed] for metric in METRICS}
+    costs = {
+        cost: statistics.fmean(statistics.median(getattr(r, cost) for r in rs) for rs in by_task) for cost in COSTS
+    }
+    first = own[0]
     return Row(
-        task=None,
+        task=tasks[0] if len(tasks) == 1 else None,
         model=first.model,
         method=first.method,
         shots=first.shots,
         prompt_length=first.prompt_length,
         n_seeds=len(by_seed),
-        n_train=sum(row.n_train for row in of_tasks),
-        n_test=sum(row.n_test for row in of_tasks),
+        n_train=sum(rs[0].n_train for rs in by_task),
+        n_test=sum(rs[0].n_test for rs in by_task),
         scores={metric: _spread(metric, values) for metric, values in scores.items()},
         **costs,
     )

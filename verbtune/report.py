@@ -61,7 +61,8 @@ class _Picture:
 
 
 _Block = _Heading | _Text | _Table | _Picture
-_Item = TypeVar("_Item", Record, Row)
+_Measured = TypeVar("_Measured", Record, Row)
+_Item = TypeVar("_Item", Record, Row, Comparison)
 
 
 def table(summary: Summary) -> str:
@@ -125,9 +126,14 @@ def _report(outcome: Outcome, folder: Path) -> Iterator[_Block]:
 # Numbers -------------------------------------------------------------------------------------------
 
 
-def _percent(row: Row, metric: str, n_seeds: int) -> str:
+def _spread(row: Row, metric: str, digits: int, factor: float = 1.0) -> str:
     spread = row.scores[metric]
-    text = f"{100 * spread.mean:.1f}" + ("" if spread.std is None else f" ± {100 * spread.std:.1f}")
+    text = f"{factor * spread.mean:.{digits}f}"
+    return text if spread.std is None else f"{text} ± {factor * spread.std:.{digits}f}"
+
+
+def _percent(row: Row, metric: str, n_seeds: int) -> str:
+    text = _spread(row, metric, 1, 100)
     return text if row.n_seeds == n_seeds else f"{text} ({row.n_seeds} of {n_seeds} seeds)"
 
 
@@ -149,6 +155,27 @@ def _seconds(n: float) -> str:
     return f"{n:.2f}" if n < 10 else f"{n:.0f}"
 
 
+# What can stand in a table of rows, given how many seeds there are: the column's head and a row's cell.
+_CELLS: dict[str, Callable[[Row, int], str]] = {
+    "method": lambda row, n_seeds: _name(row),
+    "accuracy, %": lambda row, n_seeds: _percent(row, "accuracy", n_seeds),
+    "worst seed": lambda row, n_seeds: f"{100 * row.scores['accuracy'].worst:.1f}",
+    "macro-F1, %": lambda row, n_seeds: _percent(row, "macro_f1", n_seeds),
+    "NLL": lambda row, n_seeds: _spread(row, "nll", 3),
+    "ECE": lambda row, n_seeds: _spread(row, "ece", 3),
+    "Brier": lambda row, n_seeds: _spread(row, "brier", 3),
+    "trained parameters": lambda row, n_seeds: f"{row.trained_parameters:,.0f}",
+    "peak memory, MB": lambda row, n_seeds: f"{row.peak_memory_mb:,.0f}",
+    "saved": lambda row, n_seeds: _bytes(row.artifact_bytes),
+    "fit, s": lambda row, n_seeds: _seconds(row.fit_seconds),
+    "predict, ms a text": lambda row, n_seeds: f"{1000 * row.predict_seconds / row.n_test:.2f}",
+}
+
+
+def _table_of(rows: Sequence[Row], n_seeds: int, *columns: str) -> _Table:
+    return _Table(list(columns), [[_CELLS[column](row, n_seeds) for column in columns] for row in rows])
+
+
 def _joined(values: Sequence[object]) -> str:
     return ", ".join(map(str, values))
 
@@ -165,21 +192,25 @@ def _bold_best(rows: Sequence[Row], cells: Sequence[str], metric: str) -> list[s
 # Sections ------------------------------------------------------------------------------------------
 
 
-def _groups(summary: Summary) -> Iterator[tuple[str, list[Row]]]:
-    """Rows of one model and number of shots, with how to call them."""
-    for model, shots in dict.fromkeys((row.model, row.shots) for row in summary.rows):
+def _settings(items: Sequence[_Item]) -> Iterator[tuple[str, list[_Item]]]:
+    """Split by model and number of shots, with how to call that."""
+    for model, shots in dict.fromkeys((item.model, item.shots) for item in items):
         title = f"{model}, {shots} training text{'s' * (shots > 1)} a class"
-        yield title, [row for row in summary.rows if (row.model, row.shots) == (model, shots)]
+        yield title, [item for item in items if (item.model, item.shots) == (model, shots)]
 
 
-def _shown(items: Sequence[_Item]) -> list[_Item]:
+def _shown(items: Sequence[_Measured]) -> list[_Measured]:
     """Records or rows with every method at one prompt length."""
     lengths = {method: shown_length(method, items) for method in {item.method for item in items}}
     return [item for item in items if item.prompt_length == lengths[item.method]]
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(label(row.method, row.prompt_length) for row in rows))
+def _name(item: Record | Row | Failure) -> str:
+    return label(item.method, item.prompt_length)
+
+
+def _tasks(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.task for row in rows if row.task is not None))
 
 
 def _overall(rows: Sequence[Row]) -> list[Row]:
@@ -189,8 +220,8 @@ def _overall(rows: Sequence[Row]) -> list[Row]:
 
 def _main_tables(summary: Summary) -> Iterator[_Block]:
     n_seeds = len(summary.seeds)
-    for title, rows in _groups(summary):
-        tasks = [task for task in dict.fromkeys(row.task for row in rows) if task is not None]
+    for title, rows in _settings(summary.rows):
+        tasks = _tasks(rows)
         yield _Heading(2, f"Accuracy: {title}")
         spread = (
             f"mean ± standard deviation (n − 1) over {n_seeds} seeds ({_joined(summary.seeds)})"
@@ -204,16 +235,16 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
             + "; ".join(f"{task} {sizes[task][0]:,} and {sizes[task][1]:,}" for task in tasks)
             + "."
         )
-        names, overall = _names(rows), _overall(rows)
+        names, overall = list(dict.fromkeys(map(_name, rows))), _overall(rows)
         columns: dict[str, list[str]] = {}
         for task in tasks + [None] * (len(tasks) > 1):
             own = [row for row in rows if row.task == task]
             cells = _bold_best(own, [_percent(row, "accuracy", n_seeds) for row in own], "accuracy")
             columns[task or "mean of tasks"] = _aligned(own, cells, names, "failed" if task else "–")
         last = {
-            "worst seed": [f"{100 * row.scores['accuracy'].worst:.1f}" for row in overall],
+            "worst seed": [_CELLS["worst seed"](row, n_seeds) for row in overall],
             "ECE": [f"{row.scores['ece'].mean:.3f}" for row in overall],
-            "trained": [f"{row.trained_parameters:,.0f}" for row in overall],
+            "trained": [_CELLS["trained parameters"](row, n_seeds) for row in overall],
             "fit, s": [_seconds(row.fit_seconds) for row in overall],
         }
         shared = {name: _aligned(overall, cells, names, "–") for name, cells in last.items()}
@@ -237,7 +268,7 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
 
 def _aligned(rows: Sequence[Row], cells: Sequence[str], names: Sequence[str], missing: str) -> list[str]:
     """Cells in the order of the method names."""
-    by_name = {label(row.method, row.prompt_length): cell for row, cell in zip(rows, cells, strict=True)}
+    by_name = {_name(row): cell for row, cell in zip(rows, cells, strict=True)}
     return [by_name.get(name, missing) for name in names]
 
 
@@ -248,42 +279,17 @@ def _task_tables(summary: Summary) -> Iterator[_Block]:
         "summed over the classes. All three: lower is better. ±: standard deviation (n − 1) over the seeds."
     )
     n_seeds = len(summary.seeds)
-    for title, rows in _groups(summary):
-        for task in [task for task in dict.fromkeys(row.task for row in rows) if task is not None]:
+    scores = ("accuracy, %", "worst seed", "macro-F1, %", "NLL", "ECE", "Brier")
+    for title, rows in _settings(summary.rows):
+        for task in _tasks(rows):
             own = [row for row in rows if row.task == task]
             yield _Heading(3, f"{task}: {title}")
-            accuracy = _bold_best(own, [_percent(row, "accuracy", n_seeds) for row in own], "accuracy")
-            f1 = _bold_best(own, [_percent(row, "macro_f1", n_seeds) for row in own], "macro_f1")
-            yield _Table(
-                [
-                    "method",
-                    "accuracy, %",
-                    "worst seed",
-                    "macro-F1, %",
-                    "NLL",
-                    "ECE",
-                    "Brier",
-                    "fit, s",
-                    "predict, ms a text",
-                ],
-                [
-                    [
-                        label(row.method, row.prompt_length),
-                        accuracy[i],
-                        f"{100 * row.scores['accuracy'].worst:.1f}",
-                        f1[i],
-                        *(_three_decimals(row, metric) for metric in ("nll", "ece", "brier")),
-                        _seconds(row.fit_seconds),
-                        f"{1000 * row.predict_seconds / row.n_test:.2f}",
-                    ]
-                    for i, row in enumerate(own)
-                ],
-            )
-
-
-def _three_decimals(row: Row, metric: str) -> str:
-    spread = row.scores[metric]
-    return f"{spread.mean:.3f}" + ("" if spread.std is None else f" ± {spread.std:.3f}")
+            table = _table_of(own, n_seeds, "method", *scores, "fit, s", "predict, ms a text")
+            for head, metric in (("accuracy, %", "accuracy"), ("macro-F1, %", "macro_f1")):
+                at = table.header.index(head)
+                for cells, best in zip(table.rows, _bold_best(own, [c[at] for c in table.rows], metric), strict=True):
+                    cells[at] = best
+            yield table
 
 
 def _comparison_tables(summary: Summary) -> Iterator[_Block]:
@@ -297,10 +303,8 @@ def _comparison_tables(summary: Summary) -> Iterator[_Block]:
         "permutation test over the pairs, exact for up to 14 of them, not corrected for the number of baselines; it "
         "speaks of these tasks, not of new ones."
     )
-    groups = dict.fromkeys((c.model, c.shots, c.main) for c in summary.comparisons)
-    for model, shots, main in groups:
-        yield _Heading(3, f"{main}: {model}, {shots} training text{'s' * (shots > 1)} a class")
-        own = [c for c in summary.comparisons if (c.model, c.shots, c.main) == (model, shots, main)]
+    for title, own in _settings(summary.comparisons):
+        yield _Heading(3, f"{own[0].main}: {title}")
         yield _Table(
             ["against", "difference", "95 % interval", "wins", "ties", "losses", "p"], [_comparison_row(c) for c in own]
         )
@@ -330,22 +334,10 @@ def _cost_tables(summary: Summary) -> Iterator[_Block]:
         "memory at most, with the LM already loaded (on a GPU: what was allocated there). Saved: what one task adds on "
         "disk to the shared LM."
     )
-    for title, rows in _groups(dataclasses.replace(summary, rows=tuned)):
+    for title, rows in _settings(tuned):
         yield _Heading(3, title)
-        yield _Table(
-            ["method", "accuracy, %", "trained parameters", "peak memory, MB", "saved", "fit, s"],
-            [
-                [
-                    label(row.method, row.prompt_length),
-                    _percent(row, "accuracy", len(summary.seeds)),
-                    f"{row.trained_parameters:,.0f}",
-                    f"{row.peak_memory_mb:,.0f}",
-                    _bytes(row.artifact_bytes),
-                    _seconds(row.fit_seconds),
-                ]
-                for row in _overall(rows)
-            ],
-        )
+        costs = ("trained parameters", "peak memory, MB", "saved", "fit, s")
+        yield _table_of(_overall(rows), len(summary.seeds), "method", "accuracy, %", *costs)
 
 
 def _failure_table(outcome: Outcome) -> Iterator[_Block]:
@@ -365,11 +357,7 @@ def _failure_table(outcome: Outcome) -> Iterator[_Block]:
                 model,
                 *(
                     _joined(list(dict.fromkeys(values)))
-                    for values in (
-                        [label(f.method, f.prompt_length) for f in failures],
-                        [f.shots for f in failures],
-                        [f.seed for f in failures],
-                    )
+                    for values in (map(_name, failures), (f.shots for f in failures), (f.seed for f in failures))
                 ),
                 _plain(error),
             ]
@@ -402,27 +390,21 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _record_groups(records: Sequence[Record]) -> Iterator[tuple[str, int, list[Record]]]:
-    for model, shots in dict.fromkeys((r.model, r.shots) for r in records):
-        yield model, shots, [r for r in records if (r.model, r.shots) == (model, shots)]
-
-
 def _main_label(records: Sequence[Record]) -> str:
     return label(baselines.MAIN, shown_length(baselines.MAIN, records))
 
 
 def _method_pictures(records: Sequence[Record]) -> Iterator[_Block]:
-    for model, shots, group in _record_groups(records):
+    for title, group in _settings(records):
         panels: dict[str, dict[str, list[float]]] = {}
         for r in group:
-            panel = panels.setdefault(f"{r.task} ({r.n_test:,} texts)", {})
-            panel.setdefault(label(r.method, r.prompt_length), []).append(100 * r.accuracy)
+            panels.setdefault(f"{r.task} ({r.n_test:,} texts)", {}).setdefault(_name(r), []).append(100 * r.accuracy)
         drawing = plots.draw_methods(panels, main=_main_label(group), xlabel="accuracy, %")
         yield _Picture(
-            f"accuracy-{_slug(model)}-{shots}",
+            f"accuracy-{_slug(group[0].model)}-{group[0].shots}",
             plots.svg(drawing),
-            f"Accuracy by method, {model}, {shots} training texts a class: a small dot for each seed, the mean, and "
-            "one standard deviation to each side. Further right is better.",
+            f"Accuracy by method, {title}: a small dot for each seed, the mean, and one standard deviation to each "
+            "side. Further right is better.",
         )
 
 
@@ -440,8 +422,8 @@ def _by_model(summary: Summary) -> Iterator[tuple[str, str, list[Row]]]:
     """Rows in the mean over tasks of every model, and how to call that mean."""
     for model in dict.fromkeys(row.model for row in summary.rows):
         rows = [row for row in summary.rows if row.model == model]
-        tasks = [task for task in dict.fromkeys(row.task for row in rows) if task is not None]
-        yield model, f"mean of {len(tasks)} tasks" if len(tasks) > 1 else str(tasks[0]), _overall(rows)
+        tasks = _tasks(rows)
+        yield model, f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0], _overall(rows)
 
 
 def _shots_picture(summary: Summary) -> Iterator[_Block]:
@@ -449,7 +431,7 @@ def _shots_picture(summary: Summary) -> Iterator[_Block]:
         return
     yield _Heading(2, "Accuracy against labelled texts")
     for model, over, rows in _by_model(summary):
-        curves = _curves(rows, lambda row: row.shots, lambda row: label(row.method, row.prompt_length))
+        curves = _curves(rows, lambda row: row.shots, _name)
         drawing = plots.draw_curves(
             curves,
             main=baselines.MAIN,
@@ -493,38 +475,22 @@ def _length_section(summary: Summary) -> Iterator[_Block]:
             f"What a longer soft prompt buys, {model}, {most} training texts a class: accuracy, {over}; bars are one "
             "standard deviation over the seeds to each side.",
         )
-        names = _names(varied)
-        yield _Table(
-            ["method", "accuracy, %", "worst seed", "trained parameters", "saved", "fit, s"],
-            [
-                [
-                    name,
-                    _percent(row, "accuracy", len(summary.seeds)),
-                    f"{100 * row.scores['accuracy'].worst:.1f}",
-                    f"{row.trained_parameters:,.0f}",
-                    _bytes(row.artifact_bytes),
-                    _seconds(row.fit_seconds),
-                ]
-                for name, row in zip(names, varied, strict=True)
-            ],
-        )
+        costs = ("trained parameters", "saved", "fit, s")
+        yield _table_of(varied, len(summary.seeds), "method", "accuracy, %", "worst seed", *costs)
 
 
-def _of_main(records: Sequence[Record]) -> Iterator[tuple[str, int, dict[str, list[Record]], dict[str, list[Record]]]]:
-    """Of each model with the most shots: records of the main method, and of the untrained prompt, by task."""
+def _of_main(records: Sequence[Record]) -> Iterator[tuple[str, str, str, dict[str, dict[str, list[Record]]]]]:
+    """Of each model at its most shots: its name, the title, the main method, and records by task and method."""
     for model in dict.fromkeys(r.model for r in records):
-        most = max(r.shots for r in records if r.model == model)
-        own = [r for r in records if (r.model, r.shots) == (model, most)]
+        settings = _settings([r for r in records if r.model == model])
+        title, own = max(settings, key=lambda setting: setting[1][0].shots)
         main = _main_label(own)
-        ours: dict[str, list[Record]] = {}
-        theirs: dict[str, list[Record]] = {}
+        tasks: dict[str, dict[str, list[Record]]] = {}
         for r in own:
-            if label(r.method, r.prompt_length) == main:
-                ours.setdefault(r.task, []).append(r)
-            elif r.method == UNTRAINED:
-                theirs.setdefault(r.task, []).append(r)
-        if ours:
-            yield model, most, ours, theirs
+            tasks.setdefault(r.task, {}).setdefault(_name(r), []).append(r)
+        measured = {task: by_name for task, by_name in tasks.items() if main in by_name}
+        if measured:
+            yield model, title, main, measured
 
 
 def _pooled(records: Sequence[Record], folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -535,21 +501,17 @@ def _pooled(records: Sequence[Record], folder: Path) -> tuple[np.ndarray, np.nda
 
 def _calibration_pictures(records: Sequence[Record], folder: Path) -> Iterator[_Block]:
     pictures = []
-    for model, shots, ours, theirs in _of_main(records):
-        main = _main_label([r for own in ours.values() for r in own])
-        panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-        for task, own in ours.items():
-            for name, chosen in ((UNTRAINED, theirs.get(task)), (main, own)):
-                if chosen:
-                    probabilities, truth, _ = _pooled(chosen, folder)
-                    panels.setdefault(task, {})[name] = reliability(probabilities, truth)
+    for model, title, main, tasks in _of_main(records):
+        panels = {
+            task: {name: reliability(*_pooled(own[name], folder)[:2]) for name in (UNTRAINED, main) if name in own}
+            for task, own in tasks.items()
+        }
         pictures.append(
             _Picture(
                 f"reliability-{_slug(model)}",
                 plots.svg(plots.draw_reliability(panels, main=main)),
-                f"How often a method is right against how sure it is, {model}, {shots} training texts a class, all "
-                "seeds together: on the dashed line it is right as often as it says; below it, it is too sure. The "
-                "larger a dot, the more texts.",
+                f"How often a method is right against how sure it is, {title}, all seeds together: on the dashed line "
+                "it is right as often as it says; below it, it is too sure. The larger a dot, the more texts.",
             )
         )
     if pictures:
@@ -559,18 +521,17 @@ def _calibration_pictures(records: Sequence[Record], folder: Path) -> Iterator[_
 
 def _confusion_pictures(records: Sequence[Record], folder: Path) -> Iterator[_Block]:
     pictures = []
-    for model, shots, ours, _ in _of_main(records):
-        for task, own in ours.items():
-            probabilities, truth, classes = _pooled(own, folder)
+    for model, title, main, tasks in _of_main(records):
+        for task, own in tasks.items():
+            probabilities, truth, classes = _pooled(own[main], folder)
             counts = np.zeros((len(classes), len(classes)), dtype=int)
             np.add.at(counts, (truth, probabilities.argmax(axis=1)), 1)
             pictures.append(
                 _Picture(
                     f"confusion-{_slug(model)}-{_slug(task)}",
                     plots.svg(plots.draw_confusion(counts, classes)),
-                    f"{task}, {model}, {shots} training texts a class, all seeds together: where "
-                    f"{_main_label(own)} puts the texts of each true class, in %. The diagonal is right"
-                    f"{_worst_confusions(counts, classes)}.",
+                    f"{task}, {title}, all seeds together: where {main} puts the texts of each true class, in %. "
+                    f"The diagonal is right{_worst_confusions(counts, classes)}.",
                 )
             )
     if pictures:
