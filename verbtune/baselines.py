@@ -76,13 +76,13 @@ class Majority(_TextClassifier):
     def __init__(self, task: Any) -> None:
         self.task = task
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Majority:
+    def fit(self, X: Any, y: Any) -> Majority:
         """Count the labels."""
         task = Task.load(self.task)
         rows = check_rows(X, task.fields)
         self.classes_, _, codes = check_labels(y, len(rows), task)
         self.task_ = task
-        self.dummy_ = DummyClassifier(strategy="prior").fit(np.zeros((len(rows), 1)), codes, sample_weight)
+        self.dummy_ = DummyClassifier(strategy="prior").fit(np.zeros((len(rows), 1)), codes)
         self.trained_parameters_ = 0
         self.artifact_bytes_ = FLOAT_BYTES * len(self.classes_)
         return self
@@ -108,7 +108,7 @@ class Tfidf(_TextClassifier):
         self.task = task
         self.C = C
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Tfidf:
+    def fit(self, X: Any, y: Any) -> Tfidf:
         """Learn vocabulary and weights."""
         task = Task.load(self.task)
         rows = check_rows(X, task.fields)
@@ -118,7 +118,7 @@ class Tfidf(_TextClassifier):
             TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\b\w+\b"),
             LogisticRegression(C=self.C, max_iter=1000),
         )
-        self.pipeline_.fit(_joined(rows), codes, logisticregression__sample_weight=sample_weight)
+        self.pipeline_.fit(_joined(rows), codes)
         regression = self.pipeline_[-1]
         self.trained_parameters_ = regression.coef_.size + regression.intercept_.size
         self.artifact_bytes_ = len(pickle.dumps(self.pipeline_))
@@ -320,7 +320,7 @@ class LinearProbe(_TextClassifier):
         self.device = device
         self.dtype = dtype
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LinearProbe:
+    def fit(self, X: Any, y: Any) -> LinearProbe:
         """Encode the texts once and fit the regression."""
         if self.state not in ("answer", "text"):
             raise ParameterError(f"state={self.state!r} is unknown; use answer or text")
@@ -331,7 +331,7 @@ class LinearProbe(_TextClassifier):
         self.task_ = task
         self.compiled_ = compile_task(task, backbone, max_length=self.max_length)
         self.probe_ = make_pipeline(StandardScaler(), LogisticRegression(C=self.C, max_iter=1000))
-        self.probe_.fit(self._states(rows), codes, logisticregression__sample_weight=sample_weight)
+        self.probe_.fit(self._states(rows), codes)
         regression = self.probe_[-1]
         self.trained_parameters_ = regression.coef_.size + regression.intercept_.size
         self.artifact_bytes_ = FLOAT_BYTES * self.trained_parameters_ + len(task.to_yaml().encode())

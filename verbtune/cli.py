@@ -360,8 +360,8 @@ def fit(
     click.echo(f"trained     {clf.trained_parameters_:,} numbers on the frozen {model}")
     click.echo(f"time        {seconds:.1f} s, {max(0, len(history.steps) - 1)} steps, kept step {history.best_step}")
     if held_out:
-        right = sum(p == label for p, label in zip(clf.predict(held_out.rows), held_out.labels, strict=True))
-        click.echo(f"validation  accuracy {right / len(held_out):.3f} on {len(held_out)} texts")
+        accuracy = clf.score(held_out.rows, held_out.labels)
+        click.echo(f"validation  accuracy {accuracy:.3f} on {len(held_out)} texts")
     click.echo(f"saved       {output}, {artifact.size(output):,} bytes")
     ctx.exit(130 if history.interrupted else 0)
 
@@ -425,9 +425,8 @@ def predict(folder: Path, source: Path | None, output: Path | None, form: str, m
 
     clf = PromptClassifier.from_pretrained(folder, model=_load(model) if model else None)
     with _reading(source) as lines, _writing(output) as stream:
-        rows = stream_rows(
-            lines, clf.task_, name=str(source or "standard input"), form=form_of(source) if source else form
-        )
+        name, form_in = (str(source), form_of(source)) if source else ("standard input", form)
+        rows = stream_rows(lines, clf.task_, name=name, form=form_in)
         _WRITERS[form_of(output) if output else form](stream, _results(clf, rows, proba, output is None))
 
 
