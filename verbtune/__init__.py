@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbone import Backbone, BackboneError
+    from .bank import TaskBank
     from .classifier import PromptClassifier
     from .task import Task, TaskError
 
-__all__ = ["Backbone", "BackboneError", "PromptClassifier", "Task", "TaskError"]
+__all__ = ["Backbone", "BackboneError", "PromptClassifier", "Task", "TaskBank", "TaskError"]
 
 _HOMES = {
     "Backbone": "backbone",
     "BackboneError": "backbone",
     "PromptClassifier": "classifier",
     "Task": "task",
+    "TaskBank": "bank",
     "TaskError": "task",
 }
 

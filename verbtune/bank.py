@@ -1,0 +1,415 @@
+"""Many tasks on one frozen LM, asked in one pass.
+
+A task's own part is small: a prompt, label words, and what makes classes of them. So the prompts of the
+tasks in a batch are stacked to one table, their label words become one list, and every example's
+scores are read by its own task. What several examples start with, a task's prompt or a text that
+many tasks are asked about, a causal LM reads once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import difflib
+import threading
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from .backbone import Backbone, BackboneError, by_length
+from .calibration import Calibration
+from .classifier import PromptClassifier
+from .compiled import CompiledTask
+from .data import DataError, check_row, check_rows
+from .encode import Example, Row
+from .task import TaskError
+from .verbalizer import LabelWords, Verbalizer
+
+__all__ = ["TaskBank"]
+
+Probabilities = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Served:
+    """What the bank keeps of a classifier; fitting that one again changes nothing here."""
+
+    classes: NDArray[Any]  # (C,)
+    compiled: CompiledTask
+    prompt: Tensor | None  # (P, H)
+    verbalizer: Verbalizer
+    calibration: Calibration
+    fields: tuple[str, ...]
+    pieces: tuple[tuple[int, ...], ...]  # of the W label words, as far as they are read
+
+    def probabilities(self, word_scores: Tensor, states: Tensor) -> Probabilities:
+        """Class probabilities (N, C) of word scores (N, W) and states (N, S)."""
+        scores: Tensor = self.verbalizer(word_scores, states)  # (N, C)
+        return self.calibration.probabilities(scores.double().cpu().numpy())
+
+
+class TaskBank:
+    """Fitted classifiers that share one frozen LM and answer in mixed batches.
+
+    Tasks come and go while other threads predict: a call answers with the tasks that were there when it began.
+    Its answers are those of the classifiers by themselves.
+
+    Parameters
+    ----------
+    model : str, Path or Backbone, default="builtin/masked"
+        The LM that all of the classifiers were fitted on.
+    device : str, optional
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+
+    Attributes
+    ----------
+    backbone : Backbone
+
+    Examples
+    --------
+    >>> clf = PromptClassifier("sentiment").fit(["Great, I love it.", "It broke at once."], ["positive", "negative"])
+    >>> bank = TaskBank()
+    >>> bank.add("mood", clf)
+    >>> bank.predict([("mood", "Great, I love it.")])
+    ['positive']
+    """
+
+    def __init__(
+        self, model: str | Path | Backbone = "builtin/masked", *, device: str | None = None, dtype: str = "auto"
+    ) -> None:
+        self.backbone = Backbone.load(model, device=device, dtype=dtype)
+        # Never changed, only replaced, so that a call may go on with the one that it began with.
+        self._tasks: dict[str, _Served] = {}
+        self._replacing = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks' names, in the order in which they came."""
+        return list(self._tasks)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def add(self, name: str, classifier: PromptClassifier | str | Path) -> None:
+        """Serve a task from now on, in place of an earlier one of that name.
+
+        Parameters
+        ----------
+        name : str
+        classifier : PromptClassifier, str or Path
+            One that is fitted, or the folder of a saved one.
+
+        Raises
+        ------
+        BackboneError
+            If it was fitted on another LM.
+        ArtifactError
+            If the folder is incomplete or damaged, or its classifier was trained on another LM.
+        """
+        if not isinstance(name, str) or not name:
+            raise TaskError(f"a task in a bank has a name, not {name!r:.60}; give a str that is not empty")
+        if isinstance(classifier, str | Path):
+            classifier = PromptClassifier.from_pretrained(classifier, model=self.backbone)
+        if not isinstance(classifier, PromptClassifier):
+            raise TypeError(
+                f"{name}: got {type(classifier).__name__}; give a fitted PromptClassifier or the folder of a saved one"
+            )
+        served = _serve(classifier, self.backbone, name)
+        with self._replacing:
+            self._tasks = {**self._tasks, name: served}
+
+    def remove(self, name: str) -> None:
+        """Serve a task no longer; calls that began with it go on with it.
+
+        Raises
+        ------
+        TaskError
+            If there is no task of that name.
+        """
+        with self._replacing:
+            if name not in self._tasks:
+                raise TaskError(_unknown(name, self._tasks))
+            self._tasks = {other: served for other, served in self._tasks.items() if other != name}
+
+    def predict_proba(self, pairs: Iterable[tuple[str, Any]]) -> list[Probabilities]:
+        """Class probabilities for texts, each by the task it comes with.
+
+        Parameters
+        ----------
+        pairs : iterable of (name, text)
+            Of any tasks in any order; for a task of several fields the text is a dict.
+
+        Returns
+        -------
+        list of ndarray of shape (C,)
+            In the order of the pairs; C are the classes of the pair's own task.
+
+        Raises
+        ------
+        TaskError
+            If there is no task of a name.
+        DataError
+            Naming row and task, and what is wrong with the text.
+        """
+        return [found for _, found in self._ask(pairs)]
+
+    def predict(self, pairs: Iterable[tuple[str, Any]]) -> list[Any]:
+        """The most probable class for each (name, text); see `predict_proba`."""
+        return [served.classes.tolist()[found.argmax()] for served, found in self._ask(pairs)]
+
+    def predict_proba_all(self, texts: Any) -> dict[str, Probabilities]:
+        """Class probabilities of every task for every text.
+
+        Parameters
+        ----------
+        texts : list, ndarray or Series of str of length N; list of dict or DataFrame
+            With every field that any of the tasks reads.
+
+        Returns
+        -------
+        dict of str to ndarray of shape (N, C)
+            The columns follow the task's own classes.
+
+        Raises
+        ------
+        DataError
+            Naming task and row, and what is wrong with the text.
+        """
+        return {name: found for name, (_, found) in self._ask_all(texts).items()}
+
+    def predict_all(self, texts: Any) -> dict[str, NDArray[Any]]:
+        """The most probable class of every task for every text, as arrays (N,); see `predict_proba_all`."""
+        return {name: served.classes[found.argmax(axis=1)] for name, (served, found) in self._ask_all(texts).items()}
+
+    def _ask(self, pairs: Iterable[tuple[str, Any]]) -> list[tuple[_Served, Probabilities]]:
+        """Task and class probabilities (C,) of every pair."""
+        tasks = self._tasks
+        if isinstance(pairs, str | bytes | Mapping) or not isinstance(pairs, Iterable):
+            raise DataError(f"expected a list of (task, text), got {type(pairs).__name__}; put pairs in a list")
+        rows: list[Row] = []
+        places: dict[str, list[int]] = {}
+        for i, pair in enumerate(pairs):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise DataError(f"row {i}: {pair!r:.60} is no pair; give (task, text)")
+            name, text = pair
+            if not isinstance(name, str) or name not in tasks:
+                raise TaskError(f"row {i}: {_unknown(name, tasks)}")
+            rows.append(check_row(text, tasks[name].fields, f"row {i}: task {name!r}"))
+            places.setdefault(name, []).append(i)
+        found = _probabilities(self.backbone, [(tasks[name], [rows[i] for i in at]) for name, at in places.items()])
+        answers = {
+            i: (tasks[name], row)
+            for (name, at), each in zip(places.items(), found, strict=True)
+            for i, row in zip(at, each, strict=True)
+        }
+        return [answers[i] for i in range(len(rows))]
+
+    def _ask_all(self, texts: Any) -> dict[str, tuple[_Served, Probabilities]]:
+        """Every task and its class probabilities (N, C)."""
+        tasks = self._tasks
+        if isinstance(texts, Iterator):
+            texts = list(texts)
+        empty = isinstance(texts, Sized) and not len(texts)
+        asked: list[tuple[_Served, list[Row]]] = []
+        for name, served in tasks.items():
+            try:
+                asked.append((served, [] if empty else check_rows(texts, served.fields)))
+            except DataError as error:
+                raise DataError(f"task {name!r}: {error}") from None
+        found = _probabilities(self.backbone, asked)
+        return dict(zip(tasks, zip(tasks.values(), found, strict=True), strict=True))
+
+
+def _unknown(name: object, tasks: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(name), tasks, n=3)
+    hint = f"; near to it: {', '.join(near)}" if near else ""
+    remedy = "give one of bank.names" if tasks else "add it first"
+    return f"no task called {name!r:.60}{hint}; the bank has {len(tasks)}; {remedy}"
+
+
+def _serve(clf: PromptClassifier, backbone: Backbone, name: str) -> _Served:
+    check_is_fitted(clf)
+    own = clf.compiled_.backbone
+    if own is not backbone and own.fingerprint != backbone.fingerprint:
+        raise BackboneError(
+            f"{name}: fitted on {own} ({own.fingerprint[:12]}…), but this bank's LM is {backbone} "
+            f"({backbone.fingerprint[:12]}…); give the bank and its classifiers one model="
+        )
+    verbalizer = copy.deepcopy(clf.verbalizer_).to(backbone.device)
+    pieces = clf.compiled_.words.pieces
+    if verbalizer.rows is not None and not float(verbalizer.word_scale):
+        # Only the states are read, which are those of the shortest words.
+        shortest = min(map(len, pieces)) if backbone.kind == "masked" else 1
+        pieces = tuple(word[:shortest] for word in pieces)
+    return _Served(
+        classes=clf.classes_,
+        compiled=dataclasses.replace(clf.compiled_, backbone=backbone),
+        prompt=None if clf.prompt_ is None else clf.prompt_.to(backbone.device),
+        verbalizer=verbalizer,
+        calibration=clf.calibration_,
+        fields=clf.task_.fields,
+        pieces=pieces,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Alike:
+    """Examples, as indices, of which the first positions are the same."""
+
+    index: list[int]
+    length: int
+
+    @property
+    def saved(self) -> int:
+        """Positions that need not be read again."""
+        return (len(self.index) - 1) * self.length
+
+
+def _probabilities(backbone: Backbone, asked: Sequence[tuple[_Served, list[Row]]]) -> list[Probabilities]:
+    """Class probabilities (N, C) for the rows of each task."""
+    examples: list[Example] = []
+    by_task: list[list[int]] = []
+    by_text: dict[tuple[str, ...], list[int]] = {}
+    prompts: list[Tensor] = []
+    n_slots = 0
+    lots: dict[Hashable, dict[tuple[int, ...], int]] = {}  # words that are scored together, and their columns
+    keys: list[Hashable] = []
+    for served, rows in asked:
+        index = list(range(len(examples), len(examples) + len(rows)))
+        by_task.append(index)
+        for i, row in zip(index, rows, strict=True):
+            by_text.setdefault(tuple(row.values()), []).append(i)
+        examples += [_moved(example, n_slots) for example in served.compiled.encode(rows)]
+        if served.prompt is not None:
+            prompts.append(served.prompt)
+            n_slots += len(served.prompt)
+        keys.append(_lot(served, len(keys)))
+        columns = lots.setdefault(keys[-1], {})
+        for word in served.pieces:
+            columns.setdefault(word, len(columns))
+    if not examples:
+        return [np.empty((0, len(served.classes))) for served, _ in asked]
+    alike: list[_Alike] = []
+    if backbone.kind == "causal":
+        choices = (_alike(examples, groups, backbone.max_length) for groups in (by_task, by_text.values()))
+        alike = max(choices, key=lambda groups: sum(group.saved for group in groups))
+    scores, states = _infer(
+        backbone,
+        examples,
+        [key for key, index in zip(keys, by_task, strict=True) for _ in index],
+        {key: _words(columns) for key, columns in lots.items()},
+        torch.cat(prompts) if prompts else None,  # (ΣP, H)
+        alike,
+    )
+    scores, states = scores.to(backbone.device), states.to(backbone.device)  # (N, W), (N, S)
+    return [
+        served.probabilities(scores[index][:, [lots[key][word] for word in served.pieces]], states[index])
+        for (served, _), key, index in zip(asked, keys, by_task, strict=True)
+    ]
+
+
+def _lot(served: _Served, number: int) -> Hashable:
+    """What tasks have in common whose label words are scored together at no further cost.
+
+    A masked LM makes a pass for each number of pieces. A causal one goes on from every example with every word of
+    several pieces, so a task with such words stays alone.
+    """
+    lengths = frozenset(map(len, served.pieces))
+    alone = served.compiled.backbone.kind == "causal" and max(lengths) > 1
+    return lengths, number if alone else None
+
+
+def _words(pieces: Iterable[tuple[int, ...]]) -> LabelWords:
+    """Words of which nothing but the pieces counts."""
+    every = tuple(pieces)
+    return LabelWords(("",), ("",) * len(every), every, (0,) * len(every), (1.0,) * len(every))
+
+
+def _moved(example: Example, n_slots: int) -> Example:
+    """An example whose soft slots count from `n_slots`."""
+    return dataclasses.replace(example, slots=[slot if slot < 0 else slot + n_slots for slot in example.slots])
+
+
+def _alike(examples: Sequence[Example], groups: Iterable[list[int]], room: int) -> list[_Alike]:
+    """Those of the groups that start alike, and for how long."""
+    found = [_Alike(index, _common([examples[i] for i in index])) for index in groups if len(index) > 1]
+    longest = max((len(examples[i].ids) - group.length for group in found for i in group.index), default=0)
+    # In a batch, what follows a long start is padded to what follows a short one, and has to have positions too.
+    return [group for group in found if 0 < group.length <= room - longest]
+
+
+def _common(examples: Sequence[Example]) -> int:
+    """How many positions all examples start with, at most up to the answer."""
+    first, *others = examples
+    length = min(e.answer for e in examples)
+    for other in others:
+        while length and first.part(0, length) != other.part(0, length):  # what is text counts as well
+            length -= 1
+    return length
+
+
+def _infer(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    lots: Sequence[Hashable],
+    words: Mapping[Hashable, LabelWords],
+    prompt: Tensor | None,
+    alike: Sequence[_Alike],
+) -> tuple[Tensor, Tensor]:
+    """`Backbone.infer` of examples that have different words and may start alike.
+
+    Parameters
+    ----------
+    lots : sequence of length N
+        The key of each example's words.
+    words : mapping
+    alike : sequence of _Alike
+        Groups that share no example.
+
+    Returns
+    -------
+    scores : Tensor of shape (N, W)
+        In the first columns those of the example's own words.
+    states : Tensor of shape (N, S)
+    """
+    scores = torch.zeros(len(examples), max(len(each.words) for each in words.values()))
+    states = torch.empty(len(examples), backbone.state_width)
+    rest = set(range(len(examples)))
+
+    def by_lot(index: Iterable[int]) -> Iterator[tuple[LabelWords, list[int]]]:
+        found: dict[Hashable, list[int]] = {}
+        for i in index:
+            found.setdefault(lots[i], []).append(i)
+        return ((words[key], members) for key, members in found.items())
+
+    with torch.inference_mode():
+        for chunk in by_length([group.length for group in alike]):
+            groups = [alike[g] for g in chunk]
+            row = {i: r for r, group in enumerate(groups) for i in group.index}
+            # What does not fit in memory is left to `infer`, which halves its batches.
+            with contextlib.suppress(torch.OutOfMemoryError):
+                start = backbone.encode_start(
+                    [examples[g.index[0]] for g in groups], [g.length for g in groups], prompt
+                )
+                assert start is not None
+                for lot, index in by_lot(row):
+                    for batch in by_length([len(examples[i].ids) for i in index]):
+                        here = [index[j] for j in batch]
+                        onward = start.select([row[i] for i in here])
+                        found = backbone.word_scores([examples[i] for i in here], lot, prompt, start=onward)
+                        scores[here, : len(lot.words)], states[here] = (t.cpu() for t in found)
+                        rest.difference_update(here)
+        for lot, index in by_lot(sorted(rest)):
+            found = backbone.infer([examples[i] for i in index], lot, prompt)
+            scores[index, : len(lot.words)], states[index] = found
+    return scores, states
