@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import SENTENCES, tiny
 from scipy.optimize import check_grad
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 import verbtune.rows
 from verbtune import PromptClassifier
@@ -76,7 +76,6 @@ def test_a_weight_of_zero_is_no_row_and_of_two_is_two() -> None:
 def test_what_knows_the_class_is_read(answer: float, text: float, known: slice) -> None:
     reading, _ = choose_reading(*problem(answer=answer, text=text), split=3, seed=0)
     assert (reading.gain[known] > 0).all()
-    assert reading.gain[known].sum() * 7 >= reading.gain.sum() * len(reading.gain[known])
 
 
 def test_words_that_mislead_are_not_heard() -> None:
@@ -96,13 +95,13 @@ def test_held_out_scores_are_of_rows_that_never_saw_the_text() -> None:
     base, _, y, weight = problem(40)
     states = np.random.default_rng(0).normal(0, 1, (40, 200))
     y = np.random.default_rng(1).integers(0, 2, 40)
-    reading, held_out = choose_reading(base, states, y, weight, split=100, seed=0)
-    assert held_out is not None
-    assert np.isfinite(held_out).all()
+    reading, calibration = choose_reading(base, states, y, weight, split=100, seed=0)
     rows, bias = fit_rows(reading.word_scale * base, reading.features(states), y, weight, strength=0.05)
     fitted = reading.word_scale * base + reading.features(states) @ rows.T + bias
     assert (fitted.argmax(axis=1) == y).mean() > 0.95
-    assert (held_out.argmax(axis=1) == y).mean() < 0.75
+    assert softmax(fitted, axis=1).max(axis=1).mean() > 0.8
+    # Scores of rows that had seen the text would all be right, and sharpened.
+    assert calibration.temperature > 1
 
 
 def test_features_are_centered_and_of_like_size() -> None:
@@ -115,26 +114,45 @@ def test_features_are_centered_and_of_like_size() -> None:
 
 
 def test_one_seed_is_one_choice() -> None:
-    def choose(seed: int) -> Any:
-        return choose_reading(*problem(text=0.3), split=3, seed=seed)[1]
+    def choose(seed: int) -> float:
+        return choose_reading(*problem(text=0.3), split=3, seed=seed)[1].temperature
 
-    np.testing.assert_array_equal(choose(1), choose(1))
-    assert not np.array_equal(choose(1), choose(2))
+    assert choose(1) == choose(1)
+    assert choose(1) != choose(2)
 
 
 def test_a_class_with_one_text_leaves_nothing_to_choose_by() -> None:
     base, states, _, weight = problem(6)
-    reading, held_out = choose_reading(base, states, np.array([0, 0, 0, 0, 0, 1]), weight, split=3, seed=0)
-    assert held_out is None
+    reading, calibration = choose_reading(base, states, np.array([0, 0, 0, 0, 0, 1]), weight, split=3, seed=0)
+    assert calibration.temperature == 1.0
     assert isinstance(reading, Reading)
 
 
-def test_of_many_texts_some_choose() -> None:
+def test_a_class_with_no_text_is_no_class_with_one_text() -> None:
+    base, states, y, weight = problem(text=1)
+    _, without = choose_reading(base, states, y, weight, split=3, seed=0)
+    third = np.full((60, 1), -50.0)
+    _, calibration = choose_reading(np.hstack([base, third]), states, y, weight, split=3, seed=0)
+    assert calibration.temperature == pytest.approx(without.temperature, rel=0.05)
+
+
+def test_few_texts_of_wide_states_have_the_same_rows_as_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    base, states, y = rng.normal(0, 1, (12, 3)), rng.normal(0, 1, (12, 30)), np.arange(12) % 3
+    short = fit_rows(base, states, y, np.ones(12), strength=0.5)
+    monkeypatch.setattr(verbtune.rows, "_axes", lambda features: (np.eye(30), features))
+    full = fit_rows(base, states, y, np.ones(12), strength=0.5)
+    for a, b in zip(short, full, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_of_many_texts_some_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     base, states, y, weight = problem(MOST_CHOOSING + 100, text=1)
-    _, held_out = choose_reading(base, states, y, weight, split=3, seed=0)
-    assert held_out is not None
-    assert np.isfinite(held_out).all(axis=1).sum() == MOST_CHOOSING
-    assert np.isnan(held_out).all(axis=1).sum() == 100
+    sizes: list[int] = []
+    fit = fit_rows
+    monkeypatch.setattr(verbtune.rows, "fit_rows", lambda base, *a, **k: sizes.append(len(base)) or fit(base, *a, **k))
+    choose_reading(base, states, y, weight, split=3, seed=0)
+    assert set(sizes) == {MOST_CHOOSING * 3 // 4}
 
 
 # -- in the classifier -------------------------------------------------------------------------------------------------
@@ -166,3 +184,17 @@ def test_labels_the_other_way_round_are_learned_as_well() -> None:
 def test_a_class_with_one_text_can_be_learned() -> None:
     clf = PromptClassifier(TONE, model=tiny("bert"), steps=0).fit(SENTENCES, ["p", "n", "n", "n", "n", "n", "n"])
     assert np.isfinite(clf.predict_proba(SENTENCES)).all()
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_words_that_do_not_count_are_not_computed(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label words of several tokens take a pass each; without them the answer is the same, in one pass."""
+    task = TONE | {"verbalizer": {"n": ["so bad"], "p": ["so very good"]}}
+    clf = PromptClassifier(task, model=tiny(architecture)).fit(SENTENCES * 2, LABELS * 2)
+    clf.verbalizer_.word_scale.zero_()
+    wanted = clf.verbalizer_(*clf.compiled_.infer([{"text": t} for t in SENTENCES], clf.prompt_)).numpy()
+    backbone = clf.compiled_.backbone
+    run, passes = backbone._run, []
+    monkeypatch.setattr(backbone, "_run", lambda *a, **k: passes.append(1) or run(*a, **k))
+    np.testing.assert_allclose(clf.class_scores(SENTENCES), wanted, atol=1e-5)
+    assert len(passes) == 1

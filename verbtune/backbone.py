@@ -575,8 +575,8 @@ def _fast_in_bfloat16(device: str) -> bool:
         return True
     # AVX512-BF16 alone does not do: products take 1.4 times as long there as in float32. Older versions of
     # torch cannot tell.
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    return device == "cpu" and able.get("amx_bf16", False)
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device == "cpu" and bool(able.get("amx_bf16"))
 
 
 def _kind_of(architecture: str) -> Kind | None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from . import artifact
 from .backbone import Backbone
-from .calibration import Calibration, batch, temperature
+from .calibration import Calibration, batch
 from .compiled import CompiledTask, compile_task
 from .data import DataError, check_labels, check_rows
 from .encode import Example
@@ -282,7 +282,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Class scores (N, C) before calibration, in nats."""
         check_is_fitted(self)
         rows = check_rows(X, self.task_.fields)
-        words, states = self.compiled_.infer(rows, self.prompt_)
+        if self.verbalizer_.hears_words:
+            words, states = self.compiled_.infer(rows, self.prompt_)
+        else:
+            states = self.compiled_.states(rows, self.prompt_)
+            words = torch.zeros(len(rows), len(self.compiled_.words.words))
         device = self.compiled_.backbone.device
         with torch.no_grad():
             scores: Tensor = self.verbalizer_(words.to(device), states.to(device))
@@ -635,7 +639,7 @@ def _fit_rows(
         scores = verbalizer.cpu()(words, states).double().numpy()  # (N, C): rows are zero as yet
     y, weight, read = texts.codes, texts.weights, states.double().numpy()
     against = batch(scores).bias
-    reading, held_out = choose_reading(scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32)
+    reading, calibration = choose_reading(scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32)
     rows, bias = fit_rows(
         reading.word_scale * (scores + against), reading.features(read), y, weight, strength=reading.strength
     )
@@ -649,10 +653,7 @@ def _fit_rows(
     tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()}
     verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
     verbalizer.to(backbone.device)
-    if held_out is None:
-        return reading.strength, Calibration.none(len(bias))
-    seen = np.isfinite(held_out[:, 0])
-    return reading.strength, temperature(held_out[seen], y[seen], sample_weight=weight[seen])
+    return reading.strength, calibration
 
 
 def _peft_config(backbone: Backbone, n: int) -> dict[str, Any]:

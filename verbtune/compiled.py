@@ -32,9 +32,12 @@ class CompiledTask:
         return self.backbone.infer(self.encode(rows), self.words, prompt, n_prefix=self.layout.n_prefix)
 
     def states(self, rows: Sequence[Row], prompt: Tensor | None = None) -> Tensor:
-        """States (N, H) at the answer alone, in one short pass whatever the label words are."""
+        """The states (N, S) that come with the word scores, in one pass whatever the label words are."""
+        shortest = min(self.words.pieces, key=len)
+        # A masked LM sees as many masks as the word has pieces, so that its states depend on how many these are.
+        pieces = shortest[:1] if self.backbone.kind == "causal" else shortest
         one = dataclasses.replace(
-            self.words, words=self.words.words[:1], pieces=(self.words.pieces[0][:1],), owner=(0,), weights=(1.0,)
+            self.words, words=self.words.words[:1], pieces=(pieces,), owner=(0,), weights=(1.0,)
         )
         return dataclasses.replace(self, words=one).infer(rows, prompt)[1]
 

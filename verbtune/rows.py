@@ -17,13 +17,16 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedKFold
 
+from .calibration import Calibration, temperature
+
 __all__ = ["Reading", "choose_reading", "fit_rows"]
 
 Array = NDArray[np.float64]
 
-WORD_SCALES = (0.5, 1.0, 0.0)
-SHARES = ((0.2, 0.8), (0.0, 1.0), (1.0, 0.0))  # of the state at the answer and of the mean state of the text
-STRENGTHS = (0.25, 0.05, 1.0)
+# Candidates; the first ones are taken where a class has one text only.
+SHARES = ((0.2, 0.8), (0.0, 1.0))  # of the state at the answer and of the mean state of the text
+WORD_SCALES = (0.5, 1.0, 0.25, 0.0)
+STRENGTHS = (0.05, 0.25, 0.01, 1.0)
 BIAS_STRENGTH = 0.1
 FOLDS = 4
 MOST_CHOOSING = 500
@@ -76,8 +79,9 @@ def fit_rows(
     rows : ndarray of shape (C, S)
     bias : ndarray of shape (C,)
     """
-    used = features.any(axis=0)
-    read = features[:, used]
+    # The best rows are combinations of the texts: few texts make a small problem, however wide the states are.
+    few = features.shape[0] < features.shape[1]
+    axes, read = _axes(features) if few else (None, features)
     n_classes, width = base.shape[1], read.shape[1]
     truth = np.eye(n_classes)[y]
 
@@ -95,15 +99,20 @@ def fit_rows(
         )
 
     theta = minimize(loss, np.zeros(n_classes * (width + 1)), jac=True, method="L-BFGS-B", options={"maxiter": 100}).x
-    rows = np.zeros((n_classes, features.shape[1]))
-    rows[:, used] = theta[:-n_classes].reshape(n_classes, width)
-    return rows, theta[-n_classes:]
+    rows = theta[:-n_classes].reshape(n_classes, width)
+    return rows if axes is None else rows @ axes, theta[-n_classes:]
+
+
+def _axes(features: Array) -> tuple[Array, Array]:
+    """Orthonormal axes (N, S) of the space that N texts span, and the texts' coordinates (N, N) there."""
+    columns, corner = np.linalg.qr(features.T)  # (S, N), (N, N)
+    return columns.T, corner.T
 
 
 def choose_reading(
     base: Array, states: Array, y: NDArray[np.intp], weight: Array, *, split: int, seed: int
-) -> tuple[Reading, Array | None]:
-    """What to read, by the likelihood of texts held out in turn.
+) -> tuple[Reading, Calibration]:
+    """What to read, by the likelihood of texts held out in turn, each reading at its own best temperature.
 
     Parameters
     ----------
@@ -119,9 +128,9 @@ def choose_reading(
     Returns
     -------
     reading : Reading
-    held_out : ndarray of shape (N, C), or None
-        Scores of the texts by rows that were fitted without them, NaN for texts that were not used; None
-        where a class has one text only, and the first of all readings is taken.
+    calibration : Calibration
+        The temperature that suits the held-out scores; none where a class has one text only, and the first of all
+        readings is taken.
     """
     center = states.mean(axis=0)
     sizes = (split, states.shape[1] - split)
@@ -135,21 +144,30 @@ def choose_reading(
         return Reading(scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
 
     chosen = np.random.default_rng(seed).permutation(len(y))[:MOST_CHOOSING]
-    folds = min(FOLDS, np.bincount(y[chosen], minlength=base.shape[1]).min())
+    counts = np.bincount(y[chosen])
+    folds = min(FOLDS, counts[counts > 0].min())
     if folds < 2:
-        return reading(shares, scale, strength), None
+        return reading(shares, scale, strength), Calibration.none(base.shape[1])
     parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(chosen, y[chosen]))
 
     @functools.cache
-    def held_out(*choice: Any) -> tuple[float, Array]:
+    def held_out(*choice: Any) -> tuple[float, Calibration]:
         tried = reading(*choice)
-        scores = np.full_like(base, np.nan)
-        features, words = tried.features(states), tried.word_scale * base
-        for inside, outside in ((chosen[i], chosen[o]) for i, o in parts):
-            rows, bias = fit_rows(words[inside], features[inside], y[inside], weight[inside], strength=tried.strength)
-            scores[outside] = words[outside] + features[outside] @ rows.T + bias
-        logs = log_softmax(scores[chosen], axis=1)[np.arange(len(chosen)), y[chosen]]
-        return float((weight[chosen] * logs).sum()), scores
+        scores = np.empty((len(chosen), base.shape[1]))
+        features, words = tried.features(states[chosen]), tried.word_scale * base[chosen]
+        used = tried.gain > 0
+        for inside, outside in parts:
+            rows, bias = fit_rows(
+                words[inside],
+                features[inside][:, used],
+                y[chosen][inside],
+                weight[chosen][inside],
+                strength=tried.strength,
+            )
+            scores[outside] = words[outside] + features[outside][:, used] @ rows.T + bias
+        calibration = temperature(scores, y[chosen], sample_weight=weight[chosen])
+        logs = log_softmax(calibration.apply(scores), axis=1)[np.arange(len(chosen)), y[chosen]]
+        return float((weight[chosen] * logs).sum()), calibration
 
     # One choice after the other: a third of the fits of the whole grid.
     shares = max(SHARES, key=lambda s: held_out(s, scale, strength)[0])

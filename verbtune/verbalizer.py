@@ -150,6 +150,11 @@ class Verbalizer(nn.Module):
             self.register_buffer("center", torch.zeros(width))  # (S,)
             self.register_buffer("gain", torch.ones(width))  # (S,)
 
+    @property
+    def hears_words(self) -> bool:
+        """Whether the word scores count at all."""
+        return self.rows is None or bool(self.word_scale > 0)
+
     def forward(self, word_scores: Tensor, states: Tensor) -> Tensor:
         """Class scores.
 
