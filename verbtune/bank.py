@@ -8,6 +8,7 @@ many tasks are asked about, a causal LM reads once.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import dataclasses
@@ -351,11 +352,13 @@ def _alike(examples: Sequence[Example], groups: Iterable[list[int]], room: int) 
 def _common(examples: Sequence[Example]) -> int:
     """How many positions all examples start with, at most up to the answer."""
     first, *others = examples
-    length = min(e.answer for e in examples)
-    for other in others:
-        while length and first.part(0, length) != other.part(0, length):  # what is text counts as well
-            length -= 1
-    return length
+    return min(_shared(first, other) for other in others)
+
+
+def _shared(one: Example, other: Example) -> int:
+    # Of two prompts that start with the same tokens these may be text in one only: `part` knows of that too.
+    lengths = range(1, min(one.answer, other.answer) + 1)
+    return bisect.bisect_left(lengths, True, key=lambda n: one.part(0, n) != other.part(0, n))
 
 
 def _infer(
