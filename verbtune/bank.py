@@ -248,7 +248,7 @@ def _serve(clf: PromptClassifier, backbone: Backbone, name: str) -> _Served:
         )
     verbalizer = copy.deepcopy(clf.verbalizer_).to(backbone.device)
     pieces = clf.compiled_.words.pieces
-    if verbalizer.rows is not None and not float(verbalizer.word_scale):
+    if not verbalizer.hears_words:
         # Only the states are read, which are those of the shortest words.
         shortest = min(map(len, pieces)) if backbone.kind == "masked" else 1
         pieces = tuple(word[:shortest] for word in pieces)
