@@ -46,7 +46,6 @@ Kind = Literal["masked", "causal"]
 MAX_LENGTH = 512
 TOKENS_PER_BATCH = 4096
 LOGITS_PER_CHUNK = 1 << 25
-TEXT_DEPTH = 2 / 3  # where texts are told apart best; the last layers serve the prediction of words
 
 
 class BackboneError(ValueError):
@@ -98,14 +97,23 @@ class Start:
     def select(self, rows: Sequence[int]) -> Start:
         """The given rows; what they are taken from stays as it is."""
         index = torch.tensor(rows, device=self.attention.device)
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        cache.batch_select_indices(index)
-        return Start(cache, self.attention[index], self.text_sum[index], self.text_count[index])
+        start = self._fork()
+        start.cache.batch_select_indices(index)
+        return Start(start.cache, self.attention[index], self.text_sum[index], self.text_count[index])
 
     def of_size(self, size: int) -> Start:
-        """A copy that a forward pass of so many rows may extend."""
-        return self.select(list(range(size)) if len(self.attention) == size else [0] * size)
+        """A start that a forward pass of so many rows may extend."""
+        return self._fork() if len(self.attention) == size else self.select([0] * size)
+
+    def positions(self, attention: Tensor) -> Tensor:
+        """Position ids (B, T) of what comes next; padding, where `attention` (B, T) is 0, repeats the last one."""
+        return self.lengths[:, None] + (attention.cumsum(1) - 1).clamp(min=0)
+
+    def _fork(self) -> Start:
+        # A cache grows by new tensors, so that the layers' lists are all that must not be shared.
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return dataclasses.replace(self, cache=cache)
 
 
 class Backbone:
@@ -280,7 +288,8 @@ class Backbone:
         depth = self.model.config.get_text_config().num_hidden_layers
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == depth:
-                layer: nn.Module = module[max(1, round(TEXT_DEPTH * depth)) - 1]
+                # Texts are told apart best at five sixths; the last layers serve the prediction of words.
+                layer: nn.Module = module[max(1, 5 * depth // 6) - 1]
                 return layer
         name = self.name or type(self.model).__name__
         raise BackboneError(f"{name}: no list of {depth} layers in it; this architecture is not supported")
@@ -354,7 +363,7 @@ class Backbone:
             Up to a constant for each example where all words have one piece. float32.
         states : Tensor of shape (B, S)
             What the output matrix reads at the (first) answer position, `width` numbers, and after them
-            the mean state of the texts' tokens at two thirds of the LM's depth. float32.
+            the mean state of the texts' tokens at five sixths of the LM's depth. float32.
         """
         with self._lock:
             if words.longest == 1:
@@ -452,7 +461,7 @@ class Backbone:
         if start is not None:
             inputs["past_key_values"] = start.cache
             if self._takes_positions:
-                inputs["position_ids"] = start.lengths[:, None] + torch.arange(embeds.shape[1], device=self.device)
+                inputs["position_ids"] = start.positions(batch.attention)
         elif keep:
             inputs["past_key_values"] = DynamicCache()  # without config no sliding layer drops positions
         if self.kind == "causal":
@@ -551,8 +560,7 @@ class Backbone:
     def _continuations(self, tails: Sequence[tuple[int, ...]], start: Start) -> list[Tensor]:
         """Log-probability of each word's pieces after its first one."""
         batch = self._collate([Example(list(t[:-1]), [-1] * (len(t) - 1), 0) for t in tails])
-        steps = torch.arange(batch.ids.shape[1], device=self.device)
-        extra = {"position_ids": start.lengths[:, None] + steps} if self._takes_positions else {}
+        extra = {"position_ids": start.positions(batch.attention)} if self._takes_positions else {}
         output = self.model(
             inputs_embeds=self.embed(batch.ids),
             attention_mask=torch.cat([start.attention, batch.attention], dim=1),

@@ -302,7 +302,7 @@ def _probabilities(backbone: Backbone, asked: Sequence[tuple[_Served, list[Row]]
         return [np.empty((0, len(served.classes))) for served, _ in asked]
     alike: list[_Alike] = []
     if backbone.kind == "causal":
-        choices = (_alike(examples, groups, backbone.max_length) for groups in (by_task, by_text.values()))
+        choices = (_alike(examples, groups) for groups in (by_task, by_text.values()))
         alike = max(choices, key=lambda groups: sum(group.saved for group in groups))
     scores, states = _infer(
         backbone,
@@ -341,12 +341,10 @@ def _moved(example: Example, n_slots: int) -> Example:
     return dataclasses.replace(example, slots=[slot if slot < 0 else slot + n_slots for slot in example.slots])
 
 
-def _alike(examples: Sequence[Example], groups: Iterable[list[int]], room: int) -> list[_Alike]:
+def _alike(examples: Sequence[Example], groups: Iterable[list[int]]) -> list[_Alike]:
     """Those of the groups that start alike, and for how long."""
     found = [_Alike(index, _common([examples[i] for i in index])) for index in groups if len(index) > 1]
-    longest = max((len(examples[i].ids) - group.length for group in found for i in group.index), default=0)
-    # In a batch, what follows a long start is padded to what follows a short one, and has to have positions too.
-    return [group for group in found if 0 < group.length <= room - longest]
+    return [group for group in found if group.length > 0]
 
 
 def _common(examples: Sequence[Example]) -> int:
