@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import signal
@@ -477,3 +478,15 @@ def test_the_interval_covers_the_mean_about_as_often_as_it_says():
         low, high = bench.bootstrap_interval(difference, [str(t) for t in tasks])
         covered += low <= 0.05 <= high
     assert covered >= 33
+
+
+def test_fine_tuning_of_an_lm_in_16_bits_trains_in_32(task) -> None:
+    original = tiny("bert")
+    shared = Backbone(copy.deepcopy(original.model).bfloat16(), original.tokenizer)
+    before = shared.model.state_dict()["bert.embeddings.word_embeddings.weight"].clone()
+    made = baselines.make("fine-tuning", task, shared, seed=0).set_params(steps=2)
+    made.fit([{"text": "great"}, {"text": "bad"}], ["positive", "negative"])
+    assert made.compiled_.backbone.model.dtype == torch.float32
+    assert shared.model.dtype == torch.bfloat16
+    assert torch.equal(shared.model.state_dict()["bert.embeddings.word_embeddings.weight"], before)
+    assert made.predict_proba([{"text": "great"}]).sum() == pytest.approx(1)

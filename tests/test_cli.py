@@ -649,7 +649,7 @@ def test_bench_passes_on_what_it_is_told(run: Run, models: Path, monkeypatch: py
         "tasks": ["intencao", "sentiment", "sentimento", "support_intent"],
         "models": ["masked", "causal"],
         "output": Path("bench-results"),
-        "methods": bench.baselines.METHODS,
+        "methods": tuple(bench.baselines.METHODS),
         "shots": (4, 16),
         "seeds": bench.SEEDS,
         "data": None,

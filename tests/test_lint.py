@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from verbtune.backbone import Backbone, BackboneError
 from verbtune.encode import tokenize
-from verbtune.lint import Problem, lint, load_without_weights, spell
+from verbtune.lint import Problem, lint, spell
 from verbtune.task import Task, bundled_tasks
 
 
@@ -182,7 +182,7 @@ def test_a_backbone_without_weights_encodes_the_same(architecture: str, tmp_path
     backbone = tiny(architecture)
     backbone.model.save_pretrained(tmp_path)
     backbone.tokenizer.save_pretrained(tmp_path)
-    light = load_without_weights(str(tmp_path))
+    light = Backbone.load(tmp_path, weights=False)
     assert (light.kind, light.max_length, light.width) == (backbone.kind, backbone.max_length, backbone.width)
     assert {p.device.type for p in light.model.parameters()} == {"meta"}
     assert tokenize(light.tokenizer, ["It was great."], lead=True) == tokenize(
@@ -192,11 +192,11 @@ def test_a_backbone_without_weights_encodes_the_same(architecture: str, tmp_path
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="cannot load the language model"):
-        load_without_weights(str(tmp_path))
+        Backbone.load(tmp_path, weights=False)
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     tiny("bert").tokenizer.save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match="neither a masked nor a causal LM"):
-        load_without_weights(str(tmp_path))
+        Backbone.load(tmp_path, weights=False)
 
 
 def test_tokens_are_spelled_for_people() -> None:

@@ -175,6 +175,7 @@ class Backbone:
         revision: str | None = None,
         device: str | None = None,
         dtype: str = "auto",
+        weights: bool = True,
     ) -> Backbone:
         """Load a language model, or find it if it is loaded already.
 
@@ -191,6 +192,8 @@ class Backbone:
         dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
             "auto" is bfloat16 on a GPU and on a CPU with AMX instructions, where it is about twice as fast,
             and float32 elsewhere.
+        weights : bool, default=True
+            Without them it can encode texts but not score words: all that the linter needs.
 
         Raises
         ------
@@ -199,13 +202,20 @@ class Backbone:
         """
         if isinstance(name, Backbone):
             return name
-        origin = functools.partial(cls.load, str(name), kind=kind, revision=revision, device=device, dtype=dtype)
+        given: dict[str, Any] = {
+            "kind": kind,
+            "revision": revision,
+            "device": device,
+            "dtype": dtype,
+            "weights": weights,
+        }
+        origin = functools.partial(cls.load, str(name), **given)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto":
             dtype = "bfloat16" if _fast_in_bfloat16(device) else "float32"
         if dtype not in ("float32", "bfloat16", "float16"):
             raise BackboneError(f"dtype={dtype!r} is unknown; use auto, float32, bfloat16 or float16")
-        key = (str(name), kind, revision, device, dtype)
+        key = (str(name), kind, revision, device if weights else "meta", dtype)
         with _LOADING:
             backbone = _LOADED.get(key)
             if backbone is None:
@@ -236,6 +246,10 @@ class Backbone:
                     "nor a causal LM; pass kind='masked' or kind='causal' to Backbone.load"
                 )
             auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+            if device == "meta":
+                with torch.device(device):
+                    model = auto.from_config(config)  # type: ignore[no-untyped-call]
+                return cls(model, AutoTokenizer.from_pretrained(path, **where), kind=kind, name=name)
             model, info = auto.from_pretrained(  # type: ignore[misc]
                 path, **where, dtype=getattr(torch, dtype), output_loading_info=True
             )

@@ -408,8 +408,10 @@ class FineTuned(_TextClassifier):
         self.classes_, names, codes = check_labels(y, len(rows), task)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         shared = Backbone.load(self.model, device=self.device, dtype=self.dtype)
-        model = copy.deepcopy(shared.model)
+        # Weights in 16 bits would lose small steps: those trained are float32, and products as precise as the LM's.
+        model = copy.deepcopy(shared.model).float()
         backbone = Backbone(model, shared.tokenizer, kind=shared.kind)
+        self.in_16_bits_ = shared.model.dtype != torch.float32
         if self.method == "lora":
             _add_lora(model, self.rank, seed)
         else:
@@ -420,8 +422,9 @@ class FineTuned(_TextClassifier):
         targets = torch.tensor(codes, device=backbone.device)  # (N,)
 
         def loss(index: Sequence[int], vectors: Tensor | None) -> Tensor:
-            scores = verbalizer(*backbone.word_scores([examples[i] for i in index], compiled.words))  # (B, C)
-            return F.cross_entropy(scores, targets[list(index)])
+            with self._precision(backbone):
+                found = backbone.word_scores([examples[i] for i in index], compiled.words)
+            return F.cross_entropy(verbalizer(*found), targets[list(index)])  # of scores (B, C)
 
         tune(
             model,
@@ -447,10 +450,14 @@ class FineTuned(_TextClassifier):
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities (N, C)."""
         check_is_fitted(self)
-        words, states = self.compiled_.infer(check_rows(X, self.task_.fields))
+        with self._precision(self.compiled_.backbone):
+            words, states = self.compiled_.infer(check_rows(X, self.task_.fields))
         scores = self.verbalizer_.cpu()(words, states)  # (N, C)
         probabilities: NDArray[np.float64] = scores.softmax(dim=1).double().numpy()
         return probabilities
+
+    def _precision(self, backbone: Backbone) -> torch.autocast:
+        return torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=self.in_16_bits_)
 
 
 def _add_lora(model: nn.Module, rank: int, seed: int) -> None:
@@ -480,7 +487,7 @@ def _cut_text(backbone: Backbone, text: str, n: int) -> str:
 
 Factory = Callable[[Task, Backbone, int, int | None], Any]
 
-_FACTORIES: dict[str, Factory] = {
+METHODS: dict[str, Factory] = {
     "majority": lambda task, lm, seed, n: Majority(task),
     "tfidf": lambda task, lm, seed, n: Tfidf(task),
     "zero-shot": lambda task, lm, seed, n: ZeroShot(task, model=lm),
@@ -512,7 +519,6 @@ _FACTORIES: dict[str, Factory] = {
     "fine-tuning": lambda task, lm, seed, n: FineTuned(task, model=lm, random_state=seed),
 }
 
-METHODS: tuple[str, ...] = tuple(_FACTORIES)
 MAIN = "verbtune"
 
 
@@ -534,6 +540,6 @@ def make(method: str, task: Task, backbone: Backbone, *, seed: int, prompt_lengt
     ValueError
         If there is no such method.
     """
-    if method not in _FACTORIES:
+    if method not in METHODS:
         raise ValueError(f"no method called {method!r}; the methods are {', '.join(METHODS)}")
-    return _FACTORIES[method](task, backbone, seed, prompt_length)
+    return METHODS[method](task, backbone, seed, prompt_length)

@@ -268,7 +268,7 @@ def run(
     backbones: Sequence[Any],
     *,
     output: str | Path,
-    methods: Sequence[str] = baselines.METHODS,
+    methods: Sequence[str] = tuple(baselines.METHODS),
     shots: Sequence[int] = (16,),
     seeds: Sequence[int] = SEEDS,
     data: str | Path | None = None,

@@ -580,7 +580,7 @@ def bench(
     from . import bench as benchmark
     from .builtin import NAMES
 
-    methods = methods or baselines.METHODS
+    methods = methods or tuple(baselines.METHODS)
     for method in methods:
         if method not in baselines.METHODS:
             raise click.UsageError(f"no method called {method!r}; there are {', '.join(baselines.METHODS)}")
@@ -629,10 +629,9 @@ def _seeds(given: tuple[int, ...] | None, usual: tuple[int, ...]) -> tuple[int, 
 def _load(name: str, *, weights: bool = True, device: str | None = None, dtype: str = "auto") -> Backbone:
     """Load the language model that the user names."""
     from .backbone import Backbone
-    from .lint import load_without_weights
 
     try:
-        return Backbone.load(name, device=device, dtype=dtype) if weights else load_without_weights(name)
+        return Backbone.load(name, device=device, dtype=dtype, weights=weights)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 

@@ -10,21 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal as OneOf
 
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
-from .backbone import Backbone, BackboneError, _kind_of
-from .builtin import builtin_path
+from .backbone import Backbone
 from .encode import MIN_FIELD_TOKENS, Layout, Row, compile_layout, tokenize
 from .task import Answer, Field, Literal, Segment, Soft, Task, TaskError, Template
 
-__all__ = ["Problem", "lint", "load_without_weights", "spell"]
+__all__ = ["Problem", "lint", "spell"]
 
 ROOM_PER_FIELD = 32  # fewer tokens than this hold less than a sentence or two
 PIECES_APART = 2  # classes whose words differ by so many pieces start far apart
@@ -64,8 +56,8 @@ def lint(
     ----------
     task : Task
     backbone : Backbone, optional
-        The LM to read it with, of which only the tokenizer and the sizes are used (`load_without_weights`);
-        without one only the spec and the labels are looked at.
+        The LM to read it with, of which only the tokenizer and the sizes are used, so that it may have been loaded
+        with `weights=False`; without one only the spec and the labels are looked at.
     rows : sequence of mapping, optional
         Texts, to see how many are too long for the LM; the first thousand are looked at.
     labels : sequence of str, optional
@@ -92,41 +84,6 @@ def lint(
         except TaskError as error:
             problems.append(Problem("error", str(error).removeprefix(f"{task.source or task.task}: ")))
     return sorted(problems, key=lambda problem: problem.level)
-
-
-def load_without_weights(name: str) -> Backbone:
-    """Load a backbone that can encode but not score: the tokenizer, the sizes, and no weights.
-
-    Parameters
-    ----------
-    name : str
-        `builtin/masked`, `builtin/causal`, a folder, or a model of the hub.
-
-    Raises
-    ------
-    BackboneError
-        If there is no such model, or it is neither masked nor causal.
-    """
-    path = str(builtin_path(name)) if name.startswith("builtin/") else name
-    try:
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers raises many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackboneError(
-            f"cannot load the language model {name!r}: {reason} Use builtin/masked, builtin/causal, a folder "
-            "with a transformers model, or a hub name that is cached or reachable."
-        ) from error
-    kind = _kind_of(" ".join(config.architectures or []))
-    if kind is None:
-        raise BackboneError(
-            f"{name}: its configuration says {config.architectures or 'no architecture'}, neither a masked "
-            "nor a causal LM; use a checkpoint saved with its language-model head"
-        )
-    auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(config)  # type: ignore[no-untyped-call]
-    return Backbone(model, tokenizer, kind=kind, name=name)
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
