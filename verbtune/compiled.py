@@ -36,9 +36,7 @@ class CompiledTask:
         shortest = min(self.words.pieces, key=len)
         # A masked LM sees as many masks as the word has pieces, so that its states depend on how many these are.
         pieces = shortest[:1] if self.backbone.kind == "causal" else shortest
-        one = dataclasses.replace(
-            self.words, words=self.words.words[:1], pieces=(pieces,), owner=(0,), weights=(1.0,)
-        )
+        one = dataclasses.replace(self.words, words=self.words.words[:1], pieces=(pieces,), owner=(0,), weights=(1.0,))
         return dataclasses.replace(self, words=one).infer(rows, prompt)[1]
 
 
