@@ -1,0 +1,368 @@
+"""How accurate a few labels make each way of using the same language model.
+
+    python benchmarks/accuracy.py rates --data ../shared/data
+    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group frozen --shots 4,16,64
+    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group trained --shots 16
+    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group ablation --shots 4,16
+    python benchmarks/accuracy.py report
+
+Every step resumes where it was interrupted. `rates` chooses the learning rates of all that is trained by gradient
+steps, on the tuning sets and a seed that is used nowhere else. The records go to
+`benchmarks/records/accuracy-*.json`, and `report` writes the tables of `benchmarks/accuracy.md` from them. PEFT and
+SetFit come from their released packages (`pip install peft setfit`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import torch
+
+from verbtune import Backbone, PromptClassifier, rows
+from verbtune.baselines import METHODS, Factory, FineTuned
+from verbtune.bench import SEEDS, Record
+from verbtune.bench import run as run_bench
+from verbtune.task import Task
+
+HERE = Path(__file__).parent
+RECORDS = HERE / "records"
+PAGE = HERE / "accuracy.md"
+MODELS = ("builtin/masked", "builtin/causal")
+TUNING = ("sst2", "trec6", "snips", "emotion", "banking77", "sentiment")
+REPORTED = (
+    *("cr", "uci_sentences", "imdb", "agnews", "tweet_emotion", "sib200_en", "clinc150", "sms_spam", "rte", "mrpc"),
+    *("pt_sentiment_multi", "pt_tweet_sentiment", "support_intent", "intencao", "sentimento"),
+)
+BUNDLED = ("sentiment", "support_intent", "intencao", "sentimento")
+MANY_CLASSES = ("banking77", "clinc150")  # trained methods take hours there: not run
+RATE_SETS = ("sst2", "trec6", "emotion", "sentiment")
+RATE_SEED = 7
+STEPS = 100
+FROZEN = (*("tfidf", "zero-shot+batch", "in-context+batch", "linear-probe", "linear-probe+text", "verbtune"),)
+RATES = {
+    "soft-prompt": (5e-3, 2e-2, 1e-1),
+    "lora": (3e-4, 1e-3, 3e-3),
+    "fine-tuning": (2e-5, 5e-5, 2e-4),
+    "peft prompt-tuning": (3e-3, 3e-2, 3e-1),
+    "peft p-tuning": (1e-4, 1e-3, 1e-2),
+    "peft prefix-tuning": (1e-3, 1e-2, 1e-1),
+    "setfit": (2e-5, 5e-5, 2e-4),
+}
+DEFAULT = " (documented rate)"
+ABLATION: dict[str, dict[str, Any]] = {
+    "without the label words": {"WORD_SCALES": (0.0,)},
+    "label words in full": {"WORD_SCALES": (1.0,)},
+    "reads the text only": {"SHARES": ((0.0, 1.0),)},
+    "reads the answer only": {"SHARES": ((1.0, 0.0),)},
+    "no cross-validation": {"SHARES": rows.SHARES[:1], "WORD_SCALES": (0.5,), "STRENGTHS": (0.05,)},
+}
+JOINT: dict[str, dict[str, Any]] = {
+    "then 40 joint steps": {"steps": 40},
+    "then 100 joint steps": {"steps": 100},
+    "20 more soft tokens, 100 joint steps": {"steps": 100, "prompt_length": 20},
+}
+KEPT = (
+    *("task", "method", "shots", "seed", "n_train", "n_test", "accuracy", "macro_f1", "nll", "ece", "brier"),
+    *("trained_parameters", "artifact_bytes", "fit_seconds", "predict_seconds", "split_checksum", "model_fingerprint"),
+)
+GENERATED = re.compile(r"(<!-- (?P<name>[\w-]+) -->\n).*?(<!-- /(?P=name) -->)", re.DOTALL)
+
+
+# -- the methods that the bench does not bring -------------------------------------------------------------------------
+
+
+def trained(method: str, rate: float) -> Factory:
+    """A method that takes gradient steps, at a learning rate."""
+
+    def make(task: Task, lm: Backbone, seed: int, prompt_length: int | None) -> Any:
+        if method in ("lora", "fine-tuning"):
+            kind = "lora" if method == "lora" else "full"
+            return FineTuned(task, model=lm, method=kind, learning_rate=rate, steps=STEPS, random_state=seed)
+        if method == "soft-prompt":
+            return METHODS["soft-prompt"](task, lm, seed, prompt_length).set_params(learning_rate=rate, steps=STEPS)
+        import peers
+
+        if method == "setfit":
+            return peers.SetFit(task, model=lm, learning_rate=rate, random_state=seed)
+        kind = peers.PeftHead if lm.kind == "masked" else peers.PeftWords
+        name = method.removeprefix("peft ")
+        return kind(task, model=lm, method=name, learning_rate=rate, steps=STEPS, random_state=seed)
+
+    return make
+
+
+def documented(method: str) -> float:
+    """The learning rate of PEFT's guides and SetFit's defaults."""
+    import peers
+
+    return peers.DOCUMENTED_RATES[method.removeprefix("peft ")]
+
+
+def ablated(changes: dict[str, Any]) -> Factory:
+    """`verbtune` with other candidates to choose from."""
+
+    def make(task: Task, lm: Backbone, seed: int, prompt_length: int | None) -> Any:
+        clf = PromptClassifier(task, model=lm, random_state=seed)
+        fit = clf.fit
+
+        def fit_changed(X: Any, y: Any) -> Any:
+            with mock.patch.multiple(rows, **changes):
+                return fit(X, y)
+
+        clf.fit = fit_changed  # type: ignore[method-assign]
+        return clf
+
+    return make
+
+
+def register(model: str, group: str) -> list[str]:
+    """Add a group's methods to the bench's, and give their names."""
+    if group == "frozen":
+        return list(FROZEN)
+    if group == "ablation":
+        METHODS.update({name: ablated(changes) for name, changes in ABLATION.items()})
+        for name, options in JOINT.items():
+            METHODS[name] = lambda task, lm, seed, n, options=options: PromptClassifier(
+                task, model=lm, random_state=seed, **options
+            )
+        return ["verbtune", *ABLATION, *JOINT]
+    chosen = json.loads((RECORDS / "accuracy-rates.json").read_text("utf-8"))[model]["chosen"]
+    names = []
+    for method, rate in chosen.items():
+        METHODS[method] = trained(method, rate)
+        names.append(method)
+        if method.startswith("peft") or method == "setfit":
+            METHODS[method + DEFAULT] = trained(method, documented(method))
+            names.append(method + DEFAULT)
+    return names
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    tasks: Sequence[str],
+    model: str,
+    methods: Sequence[str],
+    *,
+    data: Path,
+    work: Path,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    limit: int,
+) -> list[Record]:
+    """Records of bundled and public sets; what fails is printed and left out."""
+    found: list[Record] = []
+    for names, folder in (
+        ([t for t in tasks if t in BUNDLED], None),
+        ([t for t in tasks if t not in BUNDLED], data),
+    ):
+        # Set by set, so that an interruption loses nothing of the others.
+        for name in names:
+            outcome = run_bench(
+                [name], [model], output=work, methods=methods, shots=shots, seeds=seeds, data=folder, limit=limit
+            )
+            found += outcome.records
+            for failure in outcome.failures:
+                click.echo(f"failed: {failure.task}, {failure.method}, seed {failure.seed}: {failure.error}", err=True)
+    return found
+
+
+def keep(records: Iterable[Record], path: Path) -> None:
+    """Add records to a file, in place of those of the same measurement."""
+    old = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    kept = {(r["task"], r["method"], r["shots"], r["seed"]): r for r in old}
+    for record in records:
+        line = {key: value for key, value in dataclasses.asdict(record).items() if key in KEPT}
+        kept[line["task"], line["method"], line["shots"], line["seed"]] = line
+    lines = ",\n".join(json.dumps(kept[key]) for key in sorted(kept))
+    path.write_text(f"[\n{lines}\n]\n", "utf-8")
+
+
+@click.group()
+def main() -> None:
+    """Few-label accuracy of all methods."""
+
+
+data_option = click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Folder with the public sets."
+)
+work_option = click.option("--work", type=click.Path(path_type=Path), default=Path("bench-results"), show_default=True)
+threads_option = click.option("--threads", default=2, show_default=True)
+numbers: Callable[[Any, Any, str], list[int]] = lambda context, option, value: [int(n) for n in value.split(",")]  # noqa: E731
+
+
+@main.command()
+@data_option
+@work_option
+@threads_option
+@click.option("--model", type=click.Choice(MODELS), required=True)
+@click.option("--limit", default=200, show_default=True, help="Most test texts of a set.")
+def rates(data: Path, work: Path, threads: int, model: str, limit: int) -> None:
+    """Choose learning rates on tuning sets."""
+    torch.set_num_threads(threads)
+    names = {}
+    for method, candidates in RATES.items():
+        if method == "setfit" and importlib.util.find_spec("setfit") is None:
+            continue
+        for rate in candidates:
+            names[f"{method} at {rate:g}"] = (method, rate)
+            METHODS[f"{method} at {rate:g}"] = trained(method, rate)
+    records = measure(
+        RATE_SETS,
+        model,
+        list(names),
+        data=data,
+        work=work / "accuracy-rates",
+        shots=[16],
+        seeds=[RATE_SEED],
+        limit=limit,
+    )
+    means: dict[str, dict[float, float]] = defaultdict(dict)
+    for name, (method, rate) in names.items():
+        scores = [r.accuracy for r in records if r.method == name]
+        if len(scores) == len(RATE_SETS):
+            means[method][rate] = round(statistics.mean(scores), 4)
+    path = RECORDS / "accuracy-rates.json"
+    content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    content[model] = {
+        "sets": RATE_SETS,
+        "seed": RATE_SEED,
+        "accuracy": means,
+        "chosen": {method: max(found, key=found.__getitem__) for method, found in means.items()},
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+@main.command()
+@data_option
+@work_option
+@threads_option
+@click.option("--model", type=click.Choice(MODELS), required=True)
+@click.option("--group", type=click.Choice(["frozen", "trained", "ablation"]), required=True)
+@click.option("--shots", default="16", show_default=True, callback=numbers)
+@click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True, callback=numbers)
+@click.option("--tasks", default=None, help="Some of the sets only, with commas.")
+@click.option("--limit", default=300, show_default=True, help="Most test texts of a set.")
+def run(
+    data: Path,
+    work: Path,
+    threads: int,
+    model: str,
+    group: str,
+    shots: list[int],
+    seeds: list[int],
+    tasks: str | None,
+    limit: int,
+) -> None:
+    """Measure a group of methods; the ablation on the tuning sets only."""
+    torch.set_num_threads(threads)
+    sets = TUNING if group == "ablation" else (*TUNING, *REPORTED)
+    if group == "trained":
+        sets = tuple(name for name in sets if name not in MANY_CLASSES)
+    if tasks:
+        sets = tuple(tasks.split(","))
+    methods = register(model, group)
+    slug = model.replace("/", "-")
+    for name in sets:
+        records = measure(
+            [name],
+            model,
+            methods,
+            data=data,
+            work=work / f"accuracy-{group}-{slug}",
+            shots=shots,
+            seeds=seeds,
+            limit=limit,
+        )
+        keep(records, RECORDS / f"accuracy-{group}-{slug}.json")
+
+
+# -- telling -----------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+def report() -> None:
+    """Write the generated parts of the page."""
+    PAGE.write_text(GENERATED.sub(lambda match: match[1] + block(match["name"]) + match[3], PAGE.read_text("utf-8")), "utf-8")
+
+
+def block(name: str) -> str:
+    """A generated part: GROUP-KIND, such as `frozen-masked`."""
+    group, kind = name.split("-")
+    path = RECORDS / f"accuracy-{group}-builtin-{kind}.json"
+    if not path.is_file():
+        return "Not measured yet.\n"
+    records = json.loads(path.read_text("utf-8"))
+    if group == "trained":  # beside what they are compared with
+        frozen = RECORDS / f"accuracy-frozen-builtin-{kind}.json"
+        asked = {(r["task"], r["shots"]) for r in records}
+        records += (
+            [
+                r
+                for r in json.loads(frozen.read_text("utf-8"))
+                if r["method"] == "verbtune" and (r["task"], r["shots"]) in asked
+            ]
+            if frozen.is_file()
+            else []
+        )
+    return "\n".join(tables(records, split=group != "ablation"))
+
+
+def tables(records: Sequence[dict[str, Any]], *, split: bool) -> list[str]:
+    """A table for each number of shots: means over seeds and sets."""
+    lines: list[str] = []
+    for shots in sorted({r["shots"] for r in records}):
+        here = [r for r in records if r["shots"] == shots]
+        parts = (("tuning sets", TUNING), ("reported sets", REPORTED)) if split else (("tuning sets", TUNING),)
+        for title, sets in parts:
+            some = [r for r in here if r["task"] in sets]
+            if some:
+                lines += ["", f"**{shots} texts a class, {title}**", "", *table(some)]
+    return [*lines, ""]
+
+
+def table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """One row a method; only sets that every method has."""
+    methods = list(dict.fromkeys(r["method"] for r in records))
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        cells[record["method"], record["task"]].append(record)
+    tasks = [t for t in dict.fromkeys(r["task"] for r in records) if all((m, t) in cells for m in methods)]
+
+    def mean(method: str, key: str) -> float:
+        return statistics.mean(statistics.mean(r[key] for r in cells[method, task]) for task in tasks)
+
+    def spread(method: str) -> float:
+        return statistics.mean(statistics.stdev([r["accuracy"] for r in cells[method, t]] or [0, 0]) for t in tasks)
+
+    n_seeds = {len(found) for found in cells.values()}
+    lines = [
+        f"Means over {len(tasks)} sets ({', '.join(tasks)}), {' or '.join(map(str, sorted(n_seeds)))} seeds each.",
+        "",
+        "| method | accuracy, % | ± over seeds | NLL | ECE | trained numbers | fit, s | " + " | ".join(tasks) + " |",
+        "|---|" + "---:|" * (6 + len(tasks)),
+    ]
+    for method in sorted(methods, key=lambda m: -mean(m, "accuracy")):
+        each = " | ".join(f"{100 * statistics.mean(r['accuracy'] for r in cells[method, t]):.1f}" for t in tasks)
+        deviation = f"{100 * spread(method):.1f}" if min(n_seeds) > 1 else ""
+        lines.append(
+            f"| {method} | {100 * mean(method, 'accuracy'):.1f} | {deviation} | {mean(method, 'nll'):.2f} "
+            f"| {mean(method, 'ece'):.3f} | {mean(method, 'trained_parameters'):,.0f} "
+            f"| {mean(method, 'fit_seconds'):.1f} | {each} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
