@@ -1,6 +1,6 @@
 """How fast verbtune is, beside the bare language model and beside the other ways to do the same job.
 
-    python benchmarks/speed.py run            # about 40 minutes on two quiet cores; --quick: under five
+    python benchmarks/speed.py run            # about an hour on two quiet cores; --quick: about five minutes
     python benchmarks/speed.py report         # tables and charts from the record, once more
 
 All systems of a row run in turn, A B C A B C …, in one process, and every ratio is of two times of the same
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -108,7 +108,7 @@ class Plan:
         return self.texts[profile] // (4 if size == "base" else 1)
 
 
-def interleaved(systems: dict[str, Predict], rounds: int, device: str) -> Seconds:
+def interleaved(systems: Mapping[str, Predict], rounds: int, device: str) -> Seconds:
     """Seconds of every system in every round, after one round that does not count."""
     seconds: Seconds = {name: [] for name in systems}
     for number in range(rounds + 1):
@@ -133,9 +133,9 @@ def peak_megabytes(work: Predict, device: str) -> float:
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         work()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return (torch.cuda.max_memory_allocated() - held) / 1e6
     ctypes.CDLL(None).malloc_trim(0)  # what is freed but kept would hide the next system's need
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark falls to what is in use
     before = _status("VmRSS")
@@ -248,7 +248,7 @@ def training(plan: Plan) -> Iterator[Row]:
                 peft = PeftPrompt(job)
                 steps = n // TRAINING_BATCH
                 ours = classifier(backbone, verbalizer="fixed", steps=steps, batch_size=TRAINING_BATCH)
-                systems = {
+                systems: dict[str, Predict] = {
                     FLOOR: functools.partial(train_epoch, job, texts, bare=True),
                     OURS: functools.partial(ours.fit, texts, labels(n)),
                     PLAIN: functools.partial(train_epoch, job, texts, bare=False),
