@@ -560,31 +560,71 @@ class Backbone:
         assert context is not None
         logs = logits[:, 0].float().log_softmax(-1)  # (B, V)
         scores = logs[:, [pieces[0] for pieces in words.pieces]]  # (B, W)
-        longer = [w for w, pieces in enumerate(words.pieces) if len(pieces) > 1]
-        # Every (example, word) pair goes on from its example's keys and values.
-        pairs = [(i, w) for i in range(len(examples)) for w in longer]
-        size = max(1, LOGITS_PER_CHUNK // ((words.longest - 1) * logits.shape[2]))
-        rest: list[Tensor] = []
-        for at in range(0, len(pairs), size):
-            chunk = pairs[at : at + size]
-            rest += self._continuations([words.pieces[w] for _, w in chunk], context.select([i for i, _ in chunk]))
-        columns = torch.stack(rest).view(len(examples), len(longer))  # (B, W')
-        return scores.index_add(1, torch.tensor(longer, device=self.device), columns), states
+        tree = _Tree.of(words.pieces, self.device)
+        size = max(1, LOGITS_PER_CHUNK // (len(tree.ids) * logits.shape[2]))
+        rest = [
+            self._continue(tree, context.select(range(at, min(at + size, len(examples)))))
+            for at in range(0, len(examples), size)
+        ]
+        return scores.index_add(1, tree.word, torch.cat(rest)), states
 
-    def _continuations(self, tails: Sequence[tuple[int, ...]], start: Start) -> list[Tensor]:
-        """Log-probability of each word's pieces after its first one."""
-        batch = self._collate([Example(list(t[:-1]), [-1] * (len(t) - 1), 0) for t in tails])
-        extra = {"position_ids": start.positions(batch.attention)} if self._takes_positions else {}
+    def _continue(self, tree: _Tree, start: Start) -> Tensor:
+        """Log-probabilities (B, E) of the words' later pieces, all words of an example in one row of the batch."""
+        if not self._takes_positions:
+            raise BackboneError(
+                f"{self.name or type(self.model).__name__} takes no position_ids, so words of several tokens cannot "
+                "be scored; use label words of one token, or multi_token='first'"
+            )
+        size, n = len(start.attention), len(tree.ids)
+        seen = torch.cat(
+            [start.attention.bool()[:, None].expand(-1, n, -1), tree.ancestors.expand(size, -1, -1)], dim=2
+        )
+        embeds = self.embed(tree.ids.expand(size, -1))  # (B, T, H)
         output = self.model(
-            inputs_embeds=self.embed(batch.ids),
-            attention_mask=torch.cat([start.attention, batch.attention], dim=1),
+            inputs_embeds=embeds,
+            attention_mask=torch.where(seen, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)[:, None],
+            position_ids=start.lengths[:, None] + tree.depth,
             past_key_values=start.cache,
             use_cache=True,
-            **extra,
         )
-        targets = self._collate([Example(list(t[1:]), [-1] * (len(t) - 1), 0) for t in tails]).ids  # (R, N)
-        logs = output.logits.float().log_softmax(-1).gather(2, targets[..., None])[..., 0]  # (R, N)
-        return list((logs * batch.attention).sum(1))
+        logs: Tensor = output.logits.float().log_softmax(-1)  # (B, T, V)
+        return logs[:, tree.node, tree.piece]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tree:
+    """Words of several pieces as a tree: a node for every beginning that words share, an edge for every later piece.
+
+    Attributes
+    ----------
+    ids, depth : Tensor of shape (T,)
+        The last piece of each beginning, and how many stand before it.
+    ancestors : Tensor of shape (T, T)
+        Which nodes a node sees: the beginnings of its beginning, and itself.
+    node, piece, word : Tensor of shape (E,)
+        Where each later piece of a word hangs, the piece, and the word.
+    """
+
+    ids: Tensor
+    depth: Tensor
+    ancestors: Tensor
+    node: Tensor
+    piece: Tensor
+    word: Tensor
+
+    @classmethod
+    def of(cls, pieces: Sequence[tuple[int, ...]], device: torch.device) -> _Tree:
+        """Words as tuples of pieces; those of one piece are no part of it."""
+        nodes = sorted({p[:k] for p in pieces for k in range(1, len(p))})
+        place = {node: i for i, node in enumerate(nodes)}
+        edges = [(place[p[:k]], p[k], w) for w, p in enumerate(pieces) for k in range(1, len(p))]
+        sees = [[above == node[: len(above)] for above in nodes] for node in nodes]
+        return cls(
+            torch.tensor([node[-1] for node in nodes], device=device),
+            torch.tensor([len(node) - 1 for node in nodes], device=device),
+            torch.tensor(sees, device=device),
+            *(torch.tensor(column, device=device) for column in zip(*edges, strict=True)),
+        )
 
 
 _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Backbone] = weakref.WeakValueDictionary()
