@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from . import artifact
@@ -639,10 +640,14 @@ def _fit_rows(
         scores = verbalizer.cpu()(words, states).double().numpy()  # (N, C): rows are zero as yet
     y, weight, read = texts.codes, texts.weights, states.double().numpy()
     against = batch(scores).bias
-    reading, calibration = choose_reading(scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32)
-    rows, bias = fit_rows(
-        reading.word_scale * (scores + against), reading.features(read), y, weight, strength=reading.strength
-    )
+    # Products are small here: threads that wait for each other take ten times as long.
+    with threadpool_limits(1, user_api="blas"):
+        reading, calibration = choose_reading(
+            scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32
+        )
+        rows, bias = fit_rows(
+            reading.word_scale * (scores + against), reading.features(read), y, weight, strength=reading.strength
+        )
     found = {
         "rows": rows,
         "bias": bias + reading.word_scale * against,
