@@ -294,7 +294,9 @@ def run(
 @main.command()
 def report() -> None:
     """Write the generated parts of the page."""
-    PAGE.write_text(GENERATED.sub(lambda match: match[1] + block(match["name"]) + match[3], PAGE.read_text("utf-8")), "utf-8")
+    PAGE.write_text(
+        GENERATED.sub(lambda match: match[1] + block(match["name"]) + match[3], PAGE.read_text("utf-8")), "utf-8"
+    )
 
 
 def block(name: str) -> str:
