@@ -138,9 +138,9 @@ def test_a_class_with_no_text_is_no_class_with_one_text() -> None:
 
 def test_few_texts_of_wide_states_have_the_same_rows_as_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    base, states, y = rng.normal(0, 1, (12, 3)), rng.normal(0, 1, (12, 30)), np.arange(12) % 3
+    base, states, y = rng.normal(0, 1, (12, 3)), rng.normal(0, 1, (12, 60)), np.arange(12) % 3
     short = fit_rows(base, states, y, np.ones(12), strength=0.5)
-    monkeypatch.setattr(verbtune.rows, "_axes", lambda features: (np.eye(30), features))
+    monkeypatch.setattr(verbtune.rows, "_axes", lambda features: (np.eye(60), features))
     full = fit_rows(base, states, y, np.ones(12), strength=0.5)
     for a, b in zip(short, full, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)

@@ -80,7 +80,7 @@ def fit_rows(
     bias : ndarray of shape (C,)
     """
     # The best rows are combinations of the texts: few texts make a small problem, however wide the states are.
-    few = features.shape[0] < features.shape[1]
+    few = 4 * features.shape[0] < features.shape[1]
     axes, read = _axes(features) if few else (None, features)
     n_classes, width = base.shape[1], read.shape[1]
     truth = np.eye(n_classes)[y]
