@@ -249,9 +249,8 @@ def _serve(clf: PromptClassifier, backbone: Backbone, name: str) -> _Served:
     verbalizer = copy.deepcopy(clf.verbalizer_).to(backbone.device)
     pieces = clf.compiled_.words.pieces
     if not verbalizer.hears_words:
-        # Only the states are read, which are those of the shortest words.
-        shortest = min(map(len, pieces)) if backbone.kind == "masked" else 1
-        pieces = tuple(word[:shortest] for word in pieces)
+        # Only the states are read.
+        pieces = tuple(word[: clf.compiled_.state_pieces] for word in pieces)
     return _Served(
         classes=clf.classes_,
         compiled=dataclasses.replace(clf.compiled_, backbone=backbone),

@@ -31,12 +31,18 @@ class CompiledTask:
         """Word scores (N, W) and states (N, H) of rows of texts, without gradients."""
         return self.backbone.infer(self.encode(rows), self.words, prompt, n_prefix=self.layout.n_prefix)
 
+    @property
+    def state_pieces(self) -> int:
+        """How many pieces a word must have for the states that come with the word scores.
+
+        A masked LM sees as many masks, and its states are those of the shortest words.
+        """
+        return 1 if self.backbone.kind == "causal" else min(map(len, self.words.pieces))
+
     def states(self, rows: Sequence[Row], prompt: Tensor | None = None) -> Tensor:
         """The states (N, S) that come with the word scores, in one pass whatever the label words are."""
-        shortest = min(self.words.pieces, key=len)
-        # A masked LM sees as many masks as the word has pieces, so that its states depend on how many these are.
-        pieces = shortest[:1] if self.backbone.kind == "causal" else shortest
-        one = dataclasses.replace(self.words, words=self.words.words[:1], pieces=(pieces,), owner=(0,), weights=(1.0,))
+        pieces = (self.words.pieces[0][: self.state_pieces],)
+        one = dataclasses.replace(self.words, words=self.words.words[:1], pieces=pieces, owner=(0,), weights=(1.0,))
         return dataclasses.replace(self, words=one).infer(rows, prompt)[1]
 
 
