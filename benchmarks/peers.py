@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from verbtune import Backbone
-from verbtune.backbone import by_length
+from verbtune.backbone import by_length, quick_gradients
 from verbtune.compiled import CompiledTask, compile_task
 from verbtune.data import check_labels, check_rows
 from verbtune.encode import Row
@@ -95,7 +95,7 @@ class PeftHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             lambda index: F.cross_entropy(
                 self.logits([rows[i] for i in index]), torch.tensor(codes[list(index)], device=self.backbone_.device)
             ),
-            n=len(rows),
+            lengths=[len(text) for text in joined(rows)],
             learning_rate=self.learning_rate,
             steps=self.steps,
             seed=self.random_state,
@@ -111,7 +111,7 @@ class PeftHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             max_length=MAX_LENGTH,
             return_tensors="pt",
         ).to(self.backbone_.device)
-        with autocast(self.backbone_):
+        with autocast(self.backbone_), quick_gradients(self.backbone_.device):
             logits: Tensor = self.peft_(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         return logits.float()
 
@@ -153,7 +153,7 @@ class PeftWords(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.trained_parameters_, self.artifact_bytes_ = train(
             self.peft_,
             lambda index: -self.log_likelihood([rows[i] for i in index], [first[codes[i]] for i in index]).mean(),
-            n=len(rows),
+            lengths=[len(text) for text in joined(rows)],
             learning_rate=self.learning_rate,
             steps=self.steps,
             seed=self.random_state,
@@ -174,7 +174,7 @@ class PeftWords(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             inputs[i, : len(line)] = torch.tensor(line)
             attention[i, : len(line)] = 1
             wanted[i, len(line) - len(p) : len(line)] = True
-        with autocast(compiled.backbone):
+        with autocast(compiled.backbone), quick_gradients(compiled.backbone.device):
             output = self.peft_(input_ids=inputs.to(device), attention_mask=attention.to(device))
         logits = output.logits[:, -longest:-1].float()  # (B, T - 1, V), without the virtual tokens
         logs = logits.log_softmax(-1).gather(2, inputs[:, 1:, None].to(device))[..., 0]  # (B, T - 1)
@@ -272,7 +272,7 @@ def train(
     model: nn.Module,
     loss: Callable[[Sequence[int]], Tensor],
     *,
-    n: int,
+    lengths: Sequence[int],
     learning_rate: float,
     steps: int,
     seed: int,
@@ -282,7 +282,7 @@ def train(
     tune(
         model,
         lambda index, _: loss(index),
-        n,
+        lengths,
         prompt=None,
         learning_rate=learning_rate,
         steps=steps,

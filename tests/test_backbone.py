@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import sklearn.base
 import torch
+import torch.nn.functional as F
 import transformers as tf
 from conftest import ARCHITECTURES, CAUSAL, MASKED, SENTENCES, tiny
 from torch import Tensor
 
 import verbtune.backbone
 import verbtune.text_cache
-from verbtune.backbone import Backbone, BackboneError
+from verbtune.backbone import Backbone, BackboneError, quick_gradients
 from verbtune.compiled import CompiledTask, compile_task
 from verbtune.encode import Example, tokenize
 from verbtune.task import Task
@@ -203,6 +204,33 @@ def test_gradients_through_a_cached_prefix_are_the_gradients(architecture: str) 
         gradients.append(vectors.grad)
     close(*gradients, rtol=1e-4, atol=1e-4)
     assert gradients[0].norm(dim=1).min() > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_in_16_bits_are_those_of_float32_rounded(architecture: str) -> None:
+    whole = tiny(architecture)
+    half = Backbone(copy.deepcopy(whole.model).bfloat16(), whole.tokenizer)
+    gradients = []
+    for backbone in (whole, half):
+        made, examples, prompt = soft(backbone, prompt_length=3)
+        vectors = prompt.float().clone().requires_grad_()
+        backbone.word_scores(examples, made.words, vectors)[0].square().sum().backward()
+        assert vectors.grad is not None
+        gradients.append(vectors.grad.flatten())
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_whose_gradient_is_wanted_is_computed_in_float32(autocast: bool) -> None:
+    query = torch.randn(2, 3, 5, 8, dtype=torch.bfloat16)
+    mask = torch.randn(2, 1, 5, 5, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), quick_gradients(torch.device("cpu")):
+        found = F.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+    wanted = F.scaled_dot_product_attention(query.float(), query.float(), query.float(), attn_mask=mask.float())
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wanted.bfloat16())
+    with torch.no_grad():
+        assert quick_gradients(torch.device("cpu")).__enter__() is None
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt"])

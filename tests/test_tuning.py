@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from verbtune.tuning import History, TuningError, tune
+from verbtune.tuning import History, TuningError, _batches, tune
 
 TARGETS = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.0, 0.5]])
 DEFAULTS: dict[str, Any] = {
@@ -48,7 +50,7 @@ def run(
         assert vectors is not None
         return (vectors[:2] - TARGETS[list(index)].mean(0)).square().mul(torch.tensor([[10.0], [1.0]])).sum()
 
-    return tune(prompt, loss, 3, prompt=prompt, **(DEFAULTS | options))
+    return tune(prompt, loss, [1, 1, 1], prompt=prompt, **(DEFAULTS | options))
 
 
 def script(*scores: float) -> Callable[[], float]:
@@ -88,7 +90,8 @@ def test_gradients_are_clipped_as_asked() -> None:
 def test_parts_beside_the_prompt_are_trained_too() -> None:
     parts = nn.ModuleList([nn.Linear(1, 1)])
     before = parts[0].weight.item()
-    history = tune(parts, lambda index, vectors: parts[0](torch.ones(1)).square().sum(), 3, prompt=None, **DEFAULTS)
+    loss = lambda index, vectors: parts[0](torch.ones(1)).square().sum()  # noqa: E731
+    history = tune(parts, loss, [1, 1, 1], prompt=None, **DEFAULTS)
     assert parts[0].weight.item() != before
     assert all(s.gradient_norms == [] for s in history.steps)
 
@@ -253,7 +256,7 @@ def test_a_loss_that_is_not_finite_ends_training_at_its_step(bad: float, validat
         return theta[0].square().sum() * next(losses)
 
     with pytest.raises(TuningError) as error:
-        tune(theta, loss, 3, prompt=None, validate=validate, **DEFAULTS)
+        tune(theta, loss, [1, 1, 1], prompt=None, validate=validate, **DEFAULTS)
     assert str(error.value) == (
         f"step 3: with learning_rate=0.1 the loss is {bad} and its gradient {bad}, so nothing was fitted; "
         "lower learning_rate, or use dtype='float32'"
@@ -264,7 +267,7 @@ def test_a_loss_that_is_not_finite_ends_training_at_its_step(bad: float, validat
 def test_a_gradient_that_is_not_finite_ends_training_too() -> None:
     theta = nn.ParameterList([torch.zeros(2)])
     with pytest.raises(TuningError, match=r"^step 1: with learning_rate=0.1 the loss is 0 and its gradient (nan|inf),"):
-        tune(theta, lambda index, vectors: theta[0].sqrt().sum(), 3, prompt=None, **DEFAULTS)
+        tune(theta, lambda index, vectors: theta[0].sqrt().sum(), [1, 1, 1], prompt=None, **DEFAULTS)
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
@@ -281,3 +284,26 @@ def test_a_bar_is_drawn_on_a_terminal_only(
     out, err = capsys.readouterr()
     assert out == ""
     assert ("tuning" in err) is drawn
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+@given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=60), size=st.integers(1, 20), seed=st.integers(0, 9))
+def test_every_round_sees_every_example_once(lengths: list[int], size: int, seed: int) -> None:
+    batches = _batches(lengths, size, seed)
+    for _ in range(3):
+        part = [next(batches) for _ in range(-(-len(lengths) // size))]
+        assert sorted(i for batch in part for i in batch) == list(range(len(lengths)))
+
+
+def test_batches_hold_texts_of_similar_length_and_are_not_always_the_same() -> None:
+    lengths = [10 + 7 * i % 400 for i in range(128)]
+    batches = _batches(lengths, 16, 0)
+    rounds = [[next(batches) for _ in range(8)] for _ in range(2)]
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in rounds[0])
+    assert padded < 1.4 * sum(lengths)
+    assert {frozenset(batch) for batch in rounds[0]} != {frozenset(batch) for batch in rounds[1]}
+    assert [max(lengths[i] for i in batch) for batch in rounds[0]] != sorted(
+        max(lengths[i] for i in batch) for batch in rounds[0]
+    )

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -39,7 +40,7 @@ from .builtin import builtin_path
 from .encode import Batch, Example, collate
 from .verbalizer import LabelWords
 
-__all__ = ["Backbone", "BackboneError", "Start", "by_length"]
+__all__ = ["Backbone", "BackboneError", "Start", "by_length", "quick_gradients"]
 
 Kind = Literal["masked", "causal"]
 
@@ -481,7 +482,7 @@ class Backbone:
         if self.kind == "causal":
             inputs["use_cache"] = "past_key_values" in inputs
         head = self._head(rows)
-        with self._only_at(batch.answers, head):
+        with self._only_at(batch.answers, head), quick_gradients(self.device):
             # Without padding no mask is passed: attention then takes its faster kernel.
             output = self.model(
                 inputs_embeds=embeds,
@@ -639,6 +640,35 @@ def _fast_in_bfloat16(device: str) -> bool:
     # torch cannot tell.
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device == "cpu" and bool(able.get("amx_bf16"))
+
+
+class _FloatAttention(TorchFunctionMode):
+    """Computes scaled-dot-product attention in float32, whatever it is called with."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **named)
+        with torch.autocast(args[0].device.type, enabled=False):
+            found: Tensor = func(*map(_in_float, args), **{key: _in_float(value) for key, value in named.items()})
+        return found.to(args[0].dtype)
+
+
+def _in_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def quick_gradients(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """While open, a forward pass on a CPU is one whose gradient is computed as fast as can be.
+
+    PyTorch's gradient of attention in bfloat16 takes a CPU five times as long as in float32 for sentences (70
+    positions), 1.6 times at 512. Scores in float32 are no less exact, so that nothing else changes.
+    """
+    if device.type == "cpu" and torch.is_grad_enabled():
+        return _FloatAttention()
+    return contextlib.nullcontext()
 
 
 def _kind_of(architecture: str) -> Kind | None:

@@ -429,7 +429,7 @@ class FineTuned(_TextClassifier):
         tune(
             model,
             loss,
-            len(rows),
+            [len(e.ids) for e in examples],
             prompt=None,
             learning_rate=self.learning_rate or (5e-5 if self.method == "full" else 1e-3),
             steps=self.steps,

@@ -536,7 +536,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         history = tune(
             parts,
             loss,
-            len(training),
+            [len(e.ids) for e in training.examples],
             prompt=prompt,
             learning_rate=self.learning_rate,
             steps=self.steps,

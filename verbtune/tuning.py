@@ -54,7 +54,7 @@ class History:
 def tune(
     parts: nn.Module,
     loss: Callable[[Sequence[int], Tensor | None], Tensor],
-    n_examples: int,
+    lengths: Sequence[int],
     *,
     prompt: Callable[[], Tensor] | None,
     learning_rate: float,
@@ -81,7 +81,9 @@ def tune(
         Its parameters are trained, nothing else.
     loss : callable (indices, vectors) → scalar Tensor
         Mean loss over the examples of the given indices, where vectors is `prompt()`, of shape (P, H).
-    n_examples : int
+    lengths : sequence of int
+        Tokens of each example; batches hold examples of similar length, as far as they can without being the
+        same in every round.
     prompt : callable, optional
         Gives the prompt vectors, whose gradient norms are recorded.
     learning_rate : float
@@ -113,7 +115,7 @@ def tune(
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / ramp, (steps - s) / max(1, steps - ramp))
     )
-    batches = _batches(n_examples, batch_size, seed)
+    batches = _batches(lengths, batch_size, seed)
     score = validate() if validate else None
     history = History([Step(0, math.nan, 0.0, [], score)])
     best, best_score, waited = _snapshot(parts) if validate else {}, score, 0
@@ -158,13 +160,15 @@ def tune(
     return history
 
 
-def _batches(n: int, size: int, seed: int) -> Iterator[list[int]]:
+def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
     """Endless batches of indices, every example once in each round."""
     generator = torch.Generator().manual_seed(seed)
+    known = torch.tensor(lengths, dtype=torch.float)  # (N,)
     while True:
-        order = torch.randperm(n, generator=generator).tolist()
-        for start in range(0, n, size):
-            yield order[start : start + size]
+        # Lengths in disguise, by up to a third, so that the batches of a few texts differ from round to round.
+        order = (known * (1 + torch.rand(len(known), generator=generator)).sqrt()).argsort().tolist()
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        yield from (batches[i] for i in torch.randperm(len(batches), generator=generator).tolist())
 
 
 def _snapshot(parts: nn.Module) -> dict[str, Tensor]:
