@@ -142,7 +142,7 @@ def register(model: str, group: str) -> list[str]:
     for method, rate in chosen.items():
         METHODS[method] = trained(method, rate)
         names.append(method)
-        if method.startswith("peft") or method == "setfit":
+        if (method.startswith("peft") or method == "setfit") and documented(method) != rate:
             METHODS[method + DEFAULT] = trained(method, documented(method))
             names.append(method + DEFAULT)
     return names
