@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group frozen --shots 4,16,64
     python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group trained --shots 16
     python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group ablation --shots 4,16
+    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group joint --shots 16
     python benchmarks/accuracy.py report
 
 Every step resumes where it was interrupted. `rates` chooses the learning rates of all that is trained by gradient
@@ -32,6 +33,7 @@ from verbtune import Backbone, PromptClassifier, rows
 from verbtune.baselines import METHODS, Factory, FineTuned
 from verbtune.bench import SEEDS, Record
 from verbtune.bench import run as run_bench
+from verbtune.plots import draw_curves
 from verbtune.task import Task
 
 HERE = Path(__file__).parent
@@ -67,11 +69,10 @@ ABLATION: dict[str, dict[str, Any]] = {
     "reads the answer only": {"SHARES": ((1.0, 0.0),)},
     "no cross-validation": {"SHARES": rows.SHARES[:1], "WORD_SCALES": (0.5,), "STRENGTHS": (0.05,)},
 }
-JOINT: dict[str, dict[str, Any]] = {
-    "then 40 joint steps": {"steps": 40},
-    "then 100 joint steps": {"steps": 100},
-    "20 more soft tokens, 100 joint steps": {"steps": 100, "prompt_length": 20},
-}
+JOINT_STEPS = 100
+JOINT_LENGTHS = (0, 1, 5, 20, 50, 100)
+CURVE_SETS = ("sst2", "trec6", "emotion")
+MOST_BELOW = 0.01  # below the better of manual prompt and probe, at most
 KEPT = (
     *("task", "method", "shots", "seed", "n_train", "n_test", "accuracy", "macro_f1", "nll", "ece", "brier"),
     *("trained_parameters", "artifact_bytes", "fit_seconds", "predict_seconds", "split_checksum", "model_fingerprint"),
@@ -126,17 +127,28 @@ def ablated(changes: dict[str, Any]) -> Factory:
     return make
 
 
+def more_tokens(n: int) -> str:
+    """Name of the joint tuning of the template's own tokens and `n` more."""
+    return f"{n} more soft tokens"
+
+
+def jointly_tuned(prompt_length: int) -> Factory:
+    """`verbtune` with steps that tune rows and soft tokens together."""
+    return lambda task, lm, seed, n: PromptClassifier(
+        task, model=lm, steps=JOINT_STEPS, prompt_length=prompt_length, random_state=seed
+    )
+
+
 def register(model: str, group: str) -> list[str]:
     """Add a group's methods to the bench's, and give their names."""
     if group == "frozen":
         return list(FROZEN)
     if group == "ablation":
         METHODS.update({name: ablated(changes) for name, changes in ABLATION.items()})
-        for name, options in JOINT.items():
-            METHODS[name] = lambda task, lm, seed, n, options=options: PromptClassifier(
-                task, model=lm, random_state=seed, **options
-            )
-        return ["verbtune", *ABLATION, *JOINT]
+        return ["verbtune", *ABLATION]
+    if group == "joint":
+        METHODS.update({more_tokens(n): jointly_tuned(n) for n in JOINT_LENGTHS})
+        return ["verbtune", *map(more_tokens, JOINT_LENGTHS)]
     chosen = json.loads((RECORDS / "accuracy-rates.json").read_text("utf-8"))[model]["chosen"]
     names = ["in-context+batch"]  # trains nothing, but is as slow
     for method, rate in chosen.items():
@@ -250,7 +262,7 @@ def rates(data: Path, work: Path, threads: int, model: str, limit: int) -> None:
 @work_option
 @threads_option
 @click.option("--model", type=click.Choice(MODELS), required=True)
-@click.option("--group", type=click.Choice(["frozen", "trained", "ablation"]), required=True)
+@click.option("--group", type=click.Choice(["frozen", "trained", "ablation", "joint"]), required=True)
 @click.option("--shots", default="16", show_default=True, callback=numbers)
 @click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True, callback=numbers)
 @click.option("--tasks", default=None, help="Some of the sets only, with commas.")
@@ -266,10 +278,10 @@ def run(
     tasks: str | None,
     limit: int,
 ) -> None:
-    """Measure a group of methods; the ablation on the tuning sets only."""
+    """Measure a group of methods; ablation and joint tuning on the tuning sets only."""
     torch.set_num_threads(threads)
-    sets = TUNING if group == "ablation" else (*TUNING, *REPORTED)
-    if group == "trained":
+    sets = TUNING if group in ("ablation", "joint") else (*TUNING, *REPORTED)
+    if group in ("trained", "joint"):
         sets = tuple(name for name in sets if name not in MANY_CLASSES)
     if tasks:
         sets = tuple(tasks.split(","))
@@ -294,28 +306,123 @@ def run(
 
 @main.command()
 def report() -> None:
-    """Write the generated parts of the page."""
+    """Write the generated parts of the page, and the pictures."""
     PAGE.write_text(
         GENERATED.sub(lambda match: match[1] + block(match["name"]) + match[3], PAGE.read_text("utf-8")), "utf-8"
     )
+    for kind in ("masked", "causal"):
+        draw(kind)
+
+
+def measured(group: str, kind: str) -> list[dict[str, Any]]:
+    """The records of a group."""
+    path = RECORDS / f"accuracy-{group}-builtin-{kind}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else []
 
 
 def block(name: str) -> str:
-    """A generated part: GROUP-KIND, such as `frozen-masked`."""
+    """A generated part: GROUP-KIND, such as `frozen-masked`, or `bars-masked`."""
     group, kind = name.split("-")
-    path = RECORDS / f"accuracy-{group}-builtin-{kind}.json"
-    if not path.is_file():
+    records = measured("frozen" if group == "bars" else group, kind)
+    if not records:
         return "Not measured yet.\n"
-    records = json.loads(path.read_text("utf-8"))
+    if group == "bars":
+        return "\n".join(["", *bars(records), ""])
     if group == "trained":  # beside the others on the same sets and seeds
-        frozen = RECORDS / f"accuracy-frozen-builtin-{kind}.json"
         asked = {(r["task"], r["shots"], r["seed"]) for r in records}
-        records += (
-            [r for r in json.loads(frozen.read_text("utf-8")) if (r["task"], r["shots"], r["seed"]) in asked]
-            if frozen.is_file()
-            else []
+        records += [r for r in measured("frozen", kind) if (r["task"], r["shots"], r["seed"]) in asked]
+    return "\n".join(tables(records, split=group in ("frozen", "trained")))
+
+
+def bars(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What was promised of the default, and what was measured, on all sets that every method has."""
+    lines = [
+        "| shots | sets | accuracy above the next best by | below manual prompt or probe by more than a point "
+        "| spread, ours and the probe's | ECE | NLL, ours and the next best | slowest fit, s | most trained numbers |",
+        "|---:|---:|---|---|---|---:|---|---:|---:|",
+    ]
+    for shots in sorted({r["shots"] for r in records}):
+        here = [r for r in records if r["shots"] == shots]
+        cells = {(r["method"], r["task"], r["seed"]): r for r in here}
+        runs = [
+            (task, seed)
+            for task, seed in dict.fromkeys((r["task"], r["seed"]) for r in here)
+            if all((method, task, seed) in cells for method in FROZEN)
+        ]
+        tasks = list(dict.fromkeys(task for task, _ in runs))
+
+        def mean(method: str, key: str) -> float:
+            each = [[cells[method, t, s][key] for t, s in runs if t == task] for task in tasks]  # noqa: B023
+            return statistics.mean(statistics.mean(values) for values in each)
+
+        def spread(method: str) -> float:
+            each = [[cells[method, t, s]["accuracy"] for t, s in runs if t == task] for task in tasks]  # noqa: B023
+            return statistics.mean(statistics.stdev(values) for values in each)
+
+        others = [m for m in FROZEN if m != "verbtune"]
+        second = max(others, key=lambda m: mean(m, "accuracy"))
+        ahead = mean("verbtune", "accuracy") - mean(second, "accuracy")
+        floors = {run: max(cells[m, *run]["accuracy"] for m in ("zero-shot+batch", "linear-probe")) for run in runs}
+        below = {run: floor - cells["verbtune", *run]["accuracy"] for run, floor in floors.items()}
+        fallen = sorted((run for run in runs if below[run] > MOST_BELOW), key=lambda run: -below[run])
+        worst = f"; worst {100 * below[fallen[0]]:.1f} on {fallen[0][0]}, seed {fallen[0][1]}" if fallen else ""
+        likely = min(others, key=lambda m: mean(m, "nll"))
+        ours = [cells["verbtune", *run] for run in runs]
+        lines.append(
+            f"| {shots} | {len(tasks)} | {100 * ahead:+.1f} ({second}) | {len(fallen)} of {len(runs)}{worst} "
+            f"| {100 * spread('verbtune'):.1f}, {100 * spread('linear-probe'):.1f} | {mean('verbtune', 'ece'):.3f} "
+            f"| {mean('verbtune', 'nll'):.2f}, {mean(likely, 'nll'):.2f} ({likely}) "
+            f"| {max(r['fit_seconds'] for r in ours):.0f} | {max(r['trained_parameters'] for r in ours):,} |"
         )
-    return "\n".join(tables(records, split=group != "ablation"))
+    return lines
+
+
+def draw(kind: str) -> None:
+    """Accuracy by texts a class, by more soft tokens, and by trained numbers."""
+    frozen, joint, trained = (measured(group, kind) for group in ("frozen", "joint", "trained"))
+    curves = by_x(frozen, CURVE_SETS, lambda r: (r["method"], r["shots"]))
+    save(curves, f"accuracy-shots-{kind}", "texts a class", logarithmic=True)
+    lengths = {more_tokens(n): n for n in JOINT_LENGTHS}
+    sets = {r["task"] for r in joint}
+    curves = by_x(joint, sets, lambda r: (f"{JOINT_STEPS} joint steps", lengths.get(r["method"])))
+    levels = by_x(joint, sets, lambda r: ("verbtune", 0 if r["method"] == "verbtune" else None))
+    save(curves | levels, f"accuracy-length-{kind}", "more soft tokens", logarithmic=False)
+    runs = {(r["task"], r["seed"]) for r in trained}
+    both = trained + [r for r in frozen if r["shots"] == 16 and (r["task"], r["seed"]) in runs]
+    means = {
+        r["method"]: statistics.mean(o["trained_parameters"] for o in both if o["method"] == r["method"]) for r in both
+    }
+    curves = by_x(both, {t for t, _ in runs}, lambda r: (r["method"], max(1.0, means[r["method"]])))
+    save(curves, f"accuracy-parameters-{kind}", "trained numbers (1: none)", logarithmic=True)
+
+
+def by_x(
+    records: Iterable[dict[str, Any]],
+    sets: Iterable[str],
+    place: Callable[[dict[str, Any]], tuple[str, float | None]],
+) -> dict[str, list[tuple[float, float, float]]]:
+    """Points (x, mean, deviation over seeds) of each label; only of x that all sets have."""
+    cells: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        label, x = place(record)
+        if record["task"] in sets and x is not None:
+            cells[label, x][record["task"]].append(100 * record["accuracy"])
+    curves: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for (label, x), found in sorted(cells.items(), key=lambda item: item[0][1]):
+        if len(found) == len(set(sets)):
+            deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
+            mean = statistics.mean(map(statistics.mean, found.values()))
+            curves[label].append((x, mean, statistics.mean(deviations)))
+    return dict(curves)
+
+
+def save(curves: dict[str, list[tuple[float, float, float]]], name: str, xlabel: str, *, logarithmic: bool) -> None:
+    """Draw curves; none, if there are none."""
+    if curves:
+        drawing = draw_curves(
+            curves, main="verbtune", xlabel=xlabel, ylabel="accuracy, %", levels={}, logarithmic=logarithmic
+        )
+        drawing.savefig(HERE / f"{name}.png", dpi=110)
 
 
 def tables(records: Sequence[dict[str, Any]], *, split: bool) -> list[str]:

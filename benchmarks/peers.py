@@ -301,7 +301,7 @@ def in_batches(scores: Callable[[Sequence[Row]], Tensor], rows: Sequence[Row], n
     """Probabilities (N, C) of batches of similar length, in the caller's order."""
     found = torch.empty(len(rows), n_classes)
     with torch.inference_mode():
-        for index in by_length([len(" ".join(row.values())) for row in rows]):
+        for index in by_length([len(text) for text in joined(rows)], torch.device("cpu")):
             found[index] = scores([rows[i] for i in index]).float().cpu()
     probabilities: NDArray[np.float64] = found.double().softmax(dim=1).numpy()
     return probabilities

@@ -333,7 +333,8 @@ def padding(plan: Plan) -> Iterator[Row]:
         bare = [len(ids) for ids in backbone.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
         examples = fitted(backbone, texts).compiled_.encode([{"text": text} for text in texts])
         lengths = [len(e.ids) for e in examples]
-        computed = sum(len(index) * max(lengths[i] for i in index) for index in by_length(lengths))
+        batches = by_length(lengths, backbone.device)
+        computed = sum(len(index) * max(lengths[i] for i in index) for index in batches)
         quarters = ", ".join(f"{q:.0f}" for q in statistics.quantiles(bare, n=4))
         note = f"1000 texts; tokens of a text: mean {statistics.mean(bare):.0f}, quartiles {quarters}, most {max(bare)}"
         yield Row("padding", profile, [computed / sum(lengths)], note=note)

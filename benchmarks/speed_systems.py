@@ -196,7 +196,7 @@ def floor_predict(job: Job, texts: Sequence[str]) -> Tensor:
     """Scores (N, W) at the floor."""
     ids = job.tokens(texts)
     scores = torch.empty(len(ids), len(job.words))
-    for index in by_length([len(row) for row in ids]):
+    for index in by_length([len(row) for row in ids], job.backbone.device):
         scores[index] = floor_scores(job, [ids[i] for i in index], job.prompt).cpu()
     return scores
 

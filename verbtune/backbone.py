@@ -45,7 +45,8 @@ __all__ = ["Backbone", "BackboneError", "Start", "by_length", "quick_gradients"]
 Kind = Literal["masked", "causal"]
 
 MAX_LENGTH = 512
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 2048  # on a CPU: what is computed stays in the caches of a core
+TOKENS_PER_BATCH_ON_GPU = 16384
 LOGITS_PER_CHUNK = 1 << 25
 
 
@@ -434,7 +435,7 @@ class Backbone:
             return scores, states
         with torch.inference_mode():
             start = self.encode_start(examples[:1], [min(n_prefix, min(e.answer for e in examples))], prompt)
-            pending = list(by_length([len(e.ids) for e in examples]))
+            pending = list(by_length([len(e.ids) for e in examples], self.device))
             while pending:
                 index = pending.pop()
                 batch = [examples[i] for i in index]
@@ -483,11 +484,10 @@ class Backbone:
             inputs["use_cache"] = "past_key_values" in inputs
         head = self._head(rows)
         with self._only_at(batch.answers, head), quick_gradients(self.device):
-            # Without padding no mask is passed: attention then takes its faster kernel.
+            # Where no answer or text sees padding no mask is passed: attention then takes its faster kernel.
+            unseen = known if self.kind == "causal" else attention  # padding is on the right
             output = self.model(
-                inputs_embeds=embeds,
-                attention_mask=None if bool(attention.all()) else attention,
-                **inputs,
+                inputs_embeds=embeds, attention_mask=None if bool(unseen.all()) else attention, **inputs
             )
         assert head.states is not None and head.layer is not None
         text_sum = torch.einsum("bth,bt->bh", head.layer.float(), batch.texts)  # (B, H)
@@ -684,12 +684,13 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return "out of memory" in text or "allocate memory" in text
 
 
-def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each at most `TOKENS_PER_BATCH` positions when padded."""
+def by_length(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
+    """Indices in batches of similar length, each of at most as many positions, when padded, as suit the device."""
+    most = TOKENS_PER_BATCH if device.type == "cpu" else TOKENS_PER_BATCH_ON_GPU
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     batch: list[int] = []
     for i in order:
-        if batch and (len(batch) + 1) * lengths[i] > TOKENS_PER_BATCH:
+        if batch and (len(batch) + 1) * lengths[i] > most:
             yield batch
             batch = []
         batch.append(i)

@@ -393,7 +393,7 @@ def _infer(
         return ((words[key], members) for key, members in found.items())
 
     with torch.inference_mode():
-        for chunk in by_length([group.length for group in alike]):
+        for chunk in by_length([group.length for group in alike], backbone.device):
             groups = [alike[g] for g in chunk]
             row = {i: r for r, group in enumerate(groups) for i in group.index}
             # What does not fit in memory is left to `infer`, which halves its batches.
@@ -403,7 +403,7 @@ def _infer(
                 )
                 assert start is not None
                 for lot, index in by_lot(row):
-                    for batch in by_length([len(examples[i].ids) for i in index]):
+                    for batch in by_length([len(examples[i].ids) for i in index], backbone.device):
                         here = [index[j] for j in batch]
                         onward = start.select([row[i] for i in here])
                         found = backbone.word_scores([examples[i] for i in here], lot, prompt, start=onward)

@@ -49,7 +49,7 @@ class TextCache:
         self._store = torch.empty(0)
         self._shape: tuple[int, int, int] = (0, 0, 0)
         with torch.no_grad():
-            for index in by_length(self.lengths):
+            for index in by_length(self.lengths, self.device):
                 start = backbone.encode_start([examples[i] for i in index], [self.lengths[i] for i in index])
                 assert start is not None
                 pairs = [torch.stack([x.keys, x.values]) for x in start.cache.layers]  # type: ignore[union-attr,list-item]
