@@ -67,7 +67,12 @@ ABLATION: dict[str, dict[str, Any]] = {
     "label words in full": {"WORD_SCALES": (1.0,)},
     "reads the text only": {"SHARES": ((0.0, 1.0),)},
     "reads the answer only": {"SHARES": ((1.0, 0.0),)},
-    "no cross-validation": {"SHARES": rows.SHARES[:1], "WORD_SCALES": (0.5,), "STRENGTHS": (0.05,)},
+    "label words by half": {"WORD_SCALES": (0.5,)},
+    "no cross-validation": {
+        "SHARES": rows.SHARES[:1],
+        "WORD_SCALES": rows.WORD_SCALES[:1],
+        "STRENGTHS": rows.STRENGTHS[:1],
+    },
 }
 JOINT_STEPS = 100
 JOINT_LENGTHS = (0, 1, 5, 20, 50, 100)

@@ -22,6 +22,7 @@ import verbtune.backbone
 from verbtune import PromptClassifier, Task
 from verbtune.artifact import Artifact, ArtifactError, check_folder, read, size, write
 from verbtune.backbone import Backbone, BackboneError
+from verbtune.classifier import ParameterError
 from verbtune.encode import tokenize
 
 LABELS = ["positive", "negative", "positive", "negative", "negative", "positive", "negative"]
@@ -124,6 +125,38 @@ def test_a_classifier_read_back_can_be_fitted_again(tmp_path: Path) -> None:
     clf.save_pretrained(tmp_path / "tone")
     again = load(tmp_path / "tone", "bert").fit(SENTENCES, LABELS)
     np.testing.assert_array_equal(again.predict_proba(SENTENCES), clf.predict_proba(SENTENCES))
+
+
+@pytest.mark.parametrize("verbalizer", ["learned", "fixed"])
+def test_a_classifier_read_back_rejects_the_same(verbalizer: str, tmp_path: Path) -> None:
+    texts = [f"{text} {i}" for i in range(8) for text in SENTENCES]
+    clf = PromptClassifier(TONE, model=tiny("bert"), verbalizer=verbalizer).fit(texts, LABELS * 8)
+    clf.save_pretrained(tmp_path / "tone")
+    again = load(tmp_path / "tone", "bert")
+    for name in ("right", "wrong"):
+        np.testing.assert_array_equal(getattr(again.calibration_, name), getattr(clf.calibration_, name))
+    if verbalizer == "fixed":
+        with pytest.raises(ParameterError, match="has no held-out texts to go by"):
+            again.predict(texts, reject_at=0.9)
+        return
+    confidence, rates = clf.calibration_.error_rates()
+    at = len(rates) // 2
+    rate = float(rates[at:].min())
+    assert again.rejection_threshold(rate) == clf.rejection_threshold(rate) <= confidence[at]
+    assert again.predict(texts, reject_at=rate).tolist() == clf.predict(texts, reject_at=rate).tolist()
+    found = json.loads((tmp_path / "tone" / "verbtune.json").read_text(encoding="utf-8"))["held_out"]
+    assert len(found["right"]) + len(found["wrong"]) == len(texts)
+    assert len(json.dumps(found)) < 10 * len(texts)
+
+
+def test_a_classifier_saved_before_there_was_a_rejection_predicts_all_the_same(copy: Path) -> None:
+    expected = load(copy).predict_proba(SENTENCES)
+    saved = read(copy)
+    del saved.state["held_out"], saved.state["files"]
+    write(copy, saved)
+    np.testing.assert_array_equal(load(copy).predict_proba(SENTENCES), expected)
+    with pytest.raises(ParameterError, match="has no held-out texts to go by"):
+        load(copy).predict(SENTENCES, reject_at=0.9)
 
 
 def test_the_files_are_plain_and_small(saved: Path) -> None:

@@ -114,3 +114,59 @@ def test_a_whole_weight_is_that_many_copies() -> None:
 
 def test_one_label_moves_it_little() -> None:
     assert 0 < temperature(np.array([[5.0, 0.0, 0.0]]), np.array([1])).temperature < 25
+
+
+# -- how sure an answer must be ----------------------------------------------------------------------------------------
+
+
+def tried(n: int, seed: int, sharpness: float = 2.0) -> tuple[Calibration, np.ndarray, np.ndarray]:
+    """A calibration that is right, tried on texts; and for many more texts the confidence, and what is right."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0, sharpness, (n + 2000, 3))
+    y = (softmax(scores).cumsum(axis=1) < rng.random((len(scores), 1))).sum(axis=1)
+    p = softmax(scores[n:])
+    return Calibration.none(3).tried_on(scores[:n], y[:n]), p.max(axis=1), p.argmax(axis=1) == y[n:]
+
+
+def test_what_a_calibration_was_tried_on_is_kept_in_order_and_short() -> None:
+    scores = np.log(np.array([[0.9, 0.1], [0.61239, 0.38761], [0.2, 0.8], [0.3, 0.7]]))
+    found = Calibration.none(2).tried_on(scores, np.array([0, 0, 0, 1]))
+    np.testing.assert_allclose(found.right, [0.6123, 0.7, 0.9], atol=1e-12)
+    np.testing.assert_allclose(found.wrong, [0.8], atol=1e-4)
+
+
+def test_error_rates_are_the_formula() -> None:
+    found = Calibration(1.0, np.zeros(2), right=np.array([0.6, 0.9, 0.95]), wrong=np.array([0.6, 0.8]))
+    confidence, rate = found.error_rates()
+    np.testing.assert_allclose(confidence, [0.95, 0.9, 0.8, 0.6])
+    deviation = np.sqrt(np.cumsum([0.0475, 0.09, 0.16, 0.48]))
+    np.testing.assert_allclose(rate, (np.array([0.05, 0.15, 1.0, 2.0]) + deviation) / [1, 2, 3, 5])
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("n", [8, 32, 100])
+def test_the_promised_error_rate_is_kept(rate: float, n: int) -> None:
+    wrong, answered, broken = 0, 0, 0
+    for seed in range(50):
+        calibration, confidence, right = tried(n, seed)
+        at = confidence >= calibration.threshold(rate)
+        wrong, answered = wrong + (~right[at]).sum(), answered + at.sum()
+        broken += bool(at.any()) and (~right[at]).mean() > 1.2 * rate
+    assert wrong <= rate * answered
+    assert broken <= 0.15 * 50
+    assert n == 8 or answered > 0
+
+
+def test_confidences_that_are_not_true_do_not_answer() -> None:
+    """What was observed counts as well, not the confidences alone."""
+    half = np.full(50, 0.99)
+    assert Calibration(1.0, np.zeros(2), right=half, wrong=half).threshold(0.4) == np.inf
+    assert Calibration(1.0, np.zeros(2), right=half, wrong=half[:0]).threshold(0.4) == 0.99
+
+
+@quick
+@given(st.integers(0, 60), st.integers(0, 10**6), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
+def test_a_lower_rate_never_has_a_lower_threshold(n: int, seed: int, one: float, other: float) -> None:
+    calibration, *_ = tried(n, seed)
+    assert calibration.threshold(min(one, other)) >= calibration.threshold(max(one, other))
+    assert calibration.threshold(one) in {*calibration.right, *calibration.wrong, np.inf}

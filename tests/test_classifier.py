@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 import re
@@ -560,6 +561,91 @@ def test_a_validation_part_that_cannot_be_held_out_is_refused() -> None:
 def test_bad_texts_are_refused_by_predict(X: Any) -> None:
     with pytest.raises(DataError):
         make(steps=0).fit(SENTENCES, LABELS).predict(X)
+
+
+# -- answers that are not given ----------------------------------------------------------------------------------------
+
+MANY, MANY_LABELS = [f"{text} {i}" for i in range(8) for text in SENTENCES], LABELS * 8
+
+
+def sure(task: Task = TONE, labels: Any = MANY_LABELS, **options: Any) -> PromptClassifier:
+    options = {"task": task, "verbalizer": "learned", "steps": 0} | options
+    return make(**options).fit(MANY, labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [(TONE, MANY_LABELS), (TONE, CODES * 8), (THREE, ["z", "a", "m", "z", "a", "m", "z"] * 8)],
+    ids=["str", "int", "three"],
+)
+def test_a_lower_error_rate_never_answers_more_and_never_answers_otherwise(task: Task, labels: Any) -> None:
+    clf = sure(task, labels)
+    confidence = clf.predict_proba(TEXTS).max(axis=1)
+    clf.calibration_ = dataclasses.replace(clf.calibration_, right=np.sort(confidence.repeat(200)))
+    plain, answered = clf.predict(TEXTS).tolist(), np.zeros(len(TEXTS), dtype=bool)
+    shares = []
+    for rate in (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.999):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            found = clf.predict(TEXTS, reject_at=rate)
+        assert found.dtype == object
+        now = np.array([label is not None for label in found])
+        assert (now >= answered).all()
+        assert all(
+            label is None or (label == usual and type(label) is type(usual))
+            for label, usual in zip(found, plain, strict=True)
+        )
+        np.testing.assert_array_equal(now, confidence >= clf.rejection_threshold(rate) if now.any() else False)
+        answered = now
+        shares.append(now.mean())
+    assert shares[0] < shares[-1] == 1
+    assert clf.predict(TEXTS).dtype == clf.classes_.dtype
+
+
+def test_the_threshold_comes_from_texts_that_were_held_out() -> None:
+    labels = np.random.default_rng(0).permutation(MANY_LABELS)  # nothing to learn
+    clf = sure(labels=labels)
+    assert len(clf.calibration_.right) + len(clf.calibration_.wrong) == len(MANY)
+    assert len(clf.calibration_.wrong) > 0.3 * len(MANY)
+    with pytest.warns(UserWarning):
+        assert clf.predict(MANY, reject_at=0.1).tolist() == [None] * len(MANY)
+
+
+def test_a_rate_that_is_not_reached_is_one_warning_and_no_answer() -> None:
+    clf = make(verbalizer="learned").fit(SENTENCES, LABELS)
+    with pytest.warns(UserWarning) as caught:
+        assert clf.predict(TEXTS, reject_at=0.001).tolist() == [None] * len(TEXTS)
+    (warning,) = caught
+    message = (
+        r"^reject_at=0.001 is less than the held-out training texts can show, which is (0\.\d+|1) at best, so every "
+        "text is rejected; allow more errors or fit on more texts$"
+    )
+    assert re.match(message, str(warning.message))
+    assert warning.filename == __file__
+
+
+@pytest.mark.parametrize("rate", [0, 1, 0.0, 1.0, -0.1, 5, np.nan, np.inf, "0.05", None, True, [0.05]])
+def test_a_rate_that_is_none_is_refused(rate: Any) -> None:
+    clf = sure()
+    with pytest.raises(ParameterError, match=rf"^{re.escape(f'reject_at={rate!r}')} must be a number above 0 .+; give"):
+        clf.rejection_threshold(rate)
+    if rate is not None:
+        with pytest.raises(ParameterError, match="must be a number above 0 and below 1"):
+            clf.predict(TEXTS, reject_at=rate)
+
+
+def test_without_texts_held_out_no_rate_can_be_kept() -> None:
+    message = r"^reject_at=0.05 has no held-out texts to go by; fit with verbalizer='learned' and at least two texts"
+    with pytest.raises(ParameterError, match=message):
+        make(verbalizer="fixed").fit(SENTENCES, LABELS).predict(TEXTS, reject_at=0.05)
+    with pytest.raises(ParameterError, match=message):
+        sure(labels=["positive", *["negative"] * (len(MANY) - 1)]).predict(TEXTS, reject_at=0.05)
+
+
+def test_a_rate_passes_through_a_pipeline() -> None:
+    pipeline = make_pipeline(FunctionTransformer(list), make(verbalizer="learned", steps=0)).fit(MANY, MANY_LABELS)
+    clf = pipeline[-1]
+    assert pipeline.predict(TEXTS, reject_at=0.999).tolist() == clf.predict(TEXTS, reject_at=0.999).tolist()
 
 
 # -- what is learned, and seen of it -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import tiny
@@ -496,6 +498,62 @@ def test_predict_from_text_to_jsonl(run: Run, trained: Path) -> None:
     assert run("predict", trained, "--input", "in.txt", "--output", "out.jsonl").stdout == ""
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == ["good", "bad"]
+
+
+@pytest.fixture(scope="session")
+def half_sure(trained: Path) -> tuple[Path, list[str], list[str | None]]:
+    """A classifier that answers at a rate of 0.9 about as many of these texts as not; and its answers."""
+    texts = [text for text, _ in ROWS] + ["good", "bad film", "Money back.", "so so"]
+    clf = PromptClassifier.from_pretrained(trained)
+    confidence = clf.predict_proba(texts).max(axis=1)
+    middle = (confidence.min() + confidence.max()) / 2
+    clf.calibration_ = dataclasses.replace(clf.calibration_, right=np.full(400, middle), wrong=np.empty(0))
+    clf.save_pretrained(trained.parent / "half-sure")
+    answers = [label if sure else None for label, sure in zip(clf.predict(texts), confidence >= middle, strict=True)]
+    assert len({label is None for label in answers}) == 2
+    return trained.parent / "half-sure", texts, answers
+
+
+def test_predict_with_a_rate_leaves_lines_empty(run: Run, half_sure: Any) -> None:
+    folder, texts, answers = half_sure
+    source, plain = "\n".join(texts), [label or "" for label in answers]
+    assert run("predict", folder, "--reject-at", 0.9, input=source).stdout.split("\n") == [*plain, ""]
+    lines = run("predict", folder, "--reject-at", 0.9, "--proba", input=source).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == plain
+    every = run("predict", folder, "--proba", input=source).stdout.splitlines()
+    assert [line.split("\t")[1] for line in lines] == [line.split("\t")[1] for line in every]
+
+
+def test_predict_with_a_rate_writes_null_and_empty_cells(run: Run, half_sure: Any) -> None:
+    folder, texts, answers = half_sure
+    with Path("in.csv").open("w", encoding="utf-8", newline="") as lines:
+        csv.writer(lines).writerows([["text"], *([text] for text in texts)])
+    for name in ("out.csv", "out.jsonl"):
+        run("predict", folder, "--input", "in.csv", "--output", name, "--reject-at", "0.9", "--proba")
+    rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
+    assert [row["prediction"] for row in rows] == [label or "" for label in answers]
+    assert all(0 <= float(row["p(negative)"]) <= 1 for row in rows)
+    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in found] == answers
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in found)
+
+
+def test_predict_with_a_rate_that_is_not_reached_warns_once(
+    run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "ROWS_PER_CHUNK", 1)
+    result = run("predict", trained, "--reject-at", "0.001", input="good\nbad\n")
+    assert result.stdout == "\n\n"
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("Warning: reject_at=0.001 is less than the held-out training texts can show")
+
+
+@pytest.mark.parametrize("rate", ["0", "1", "-1", "x"])
+def test_predict_with_a_rate_that_is_none(run: Run, trained: Path, rate: str) -> None:
+    message = one_line(run("predict", trained, f"--reject-at={rate}", input="good", code=2))
+    assert message.startswith(
+        f"Error: Invalid value for '--reject-at': '{rate}' is not" if rate == "x" else "Error: Inv"
+    )
 
 
 def test_predict_copies_a_lone_surrogate_of_another_column(run: Run, trained: Path) -> None:

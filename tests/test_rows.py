@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 import verbtune.rows
 from verbtune import PromptClassifier
-from verbtune.rows import MOST_CHOOSING, Reading, choose_reading, fit_rows
+from verbtune.rows import MOST_CHOOSING, WORD_SCALES, Reading, choose_reading, fit_rows
 
 
 def problem(n: int = 60, *, answer: float = 0.0, text: float = 0.0, seed: int = 0) -> tuple[Any, ...]:
@@ -78,10 +78,11 @@ def test_what_knows_the_class_is_read(answer: float, text: float, known: slice) 
     assert (reading.gain[known] > 0).all()
 
 
-def test_words_that_mislead_are_not_heard() -> None:
+def test_costly_words_that_mislead_are_not_heard() -> None:
     base, states, y, weight = problem(text=3)
     base[np.arange(60), np.random.default_rng(5).integers(0, 2, 60)] += 20
-    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale == 0
+    assert choose_reading(base, states, y, weight, split=3, seed=0, costly_words=True)[0].word_scale == 0
+    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale == min(WORD_SCALES)
 
 
 def test_words_that_know_are_heard() -> None:
@@ -152,7 +153,26 @@ def test_of_many_texts_some_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     fit = fit_rows
     monkeypatch.setattr(verbtune.rows, "fit_rows", lambda base, *a, **k: sizes.append(len(base)) or fit(base, *a, **k))
     choose_reading(base, states, y, weight, split=3, seed=0)
-    assert set(sizes) == {MOST_CHOOSING * 3 // 4}
+    assert set(sizes[:-1]) == {MOST_CHOOSING * 3 // 4}
+    assert sizes[-1] == 450  # of 600 texts: what is chosen is tried on a quarter of all
+
+
+def test_many_classes_of_more_texts_than_choose_are_calibrated() -> None:
+    """Of 100 classes one has a single text among those that choose: it cannot be held out in turn."""
+    y = np.append(np.arange(MOST_CHOOSING + 98) % 99, [99, 99])
+    states = np.random.default_rng(0).normal(np.eye(100)[y], 0.2)
+    chosen = np.random.default_rng(0).permutation(len(y))[:MOST_CHOOSING]
+    assert (y[chosen] == 99).sum() == 1
+    _, calibration = choose_reading(np.zeros((len(y), 100)), states, y, np.ones(len(y)), split=3, seed=0)
+    assert calibration.temperature != 1.0
+    assert len(calibration.right) + len(calibration.wrong) == len(y) // 4
+    assert len(calibration.right) > len(calibration.wrong)
+
+
+def test_the_calibration_is_tried_on_every_text_that_chose() -> None:
+    _, calibration = choose_reading(*problem(text=0.3), split=3, seed=0)
+    assert len(calibration.right) + len(calibration.wrong) == 60
+    assert len(calibration.wrong) > 5  # texts of noise, which rows that saw them would get right
 
 
 # -- in the classifier -------------------------------------------------------------------------------------------------

@@ -304,11 +304,76 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return self.calibration_.probabilities(self.class_scores(X))
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable class of each text."""
+    def predict(self, X: Any, *, reject_at: float | None = None) -> NDArray[Any]:
+        """The most probable class of each text, or `None` where it is too unsure.
+
+        Parameters
+        ----------
+        X : list, ndarray or Series of str of length N; list of dict or DataFrame for several fields
+        reject_at : float, optional
+            The part of the answers that may be wrong, such as 0.05: texts that are too unsure for it get no answer.
+            See `rejection_threshold`.
+
+        Returns
+        -------
+        ndarray of shape (N,)
+            Of Python objects if there is a `reject_at`, with `None` where there is no answer.
+        """
         check_is_fitted(self)
-        best: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        least = None if reject_at is None else self.rejection_threshold(reject_at)
+        probabilities = self.predict_proba(X)
+        best: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
+        if least is not None:
+            best = best.astype(object)
+            best[probabilities.max(axis=1) < least] = None
         return best
+
+    def rejection_threshold(self, reject_at: float) -> float:
+        """The highest class probability that an answer needs, so that at most a given part of the answers is wrong.
+
+        It is the confidence of the least sure training text such that of all that are at least as sure, held out in
+        turn, no larger part is wrong, by a cautious estimate (`Calibration.error_rates`). That holds for texts like
+        the training texts, with the classes as common as there; sample weights do not count, and what `steps` change
+        is not seen. Nothing is promised for texts that belong to no class: they are less sure, so the lower the rate,
+        the more of them are rejected.
+
+        Parameters
+        ----------
+        reject_at : float
+            Above 0 and below 1.
+
+        Returns
+        -------
+        float
+            Infinite, with a warning, if no confidence is enough.
+
+        Raises
+        ------
+        ParameterError
+            If the rate is none, or no texts were held out in `fit`: with a fixed verbalizer, or a class of one text.
+        """
+        check_is_fitted(self)
+        number = isinstance(reject_at, numbers.Real) and not isinstance(reject_at, bool | np.bool_)
+        if not number or not 0 < reject_at < 1:
+            raise ParameterError(
+                f"reject_at={reject_at!r} must be a number above 0 and below 1; give the part of the answers that may "
+                "be wrong, such as 0.05"
+            )
+        _, rates = self.calibration_.error_rates()
+        if not len(rates):
+            raise ParameterError(
+                f"reject_at={reject_at!r} has no held-out texts to go by; fit with verbalizer='learned' and at least "
+                "two texts of each class"
+            )
+        least = self.calibration_.threshold(float(reject_at))
+        if math.isinf(least):
+            warnings.warn(
+                f"reject_at={reject_at!r} is less than the held-out training texts can show, which is "
+                f"{min(1, math.ceil(1000 * rates.min()) / 1000):g} at best, so every text is rejected; allow more "
+                "errors or fit on more texts",
+                stacklevel=3,
+            )
+        return least
 
     @property
     def artifact_bytes_(self) -> int:
@@ -371,6 +436,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "classes": self.classes_.tolist(),
             "class_names": list(compiled.words.classes),
             "calibration": {"temperature": self.calibration_.temperature, "bias": self.calibration_.bias.tolist()},
+            "held_out": {"right": self.calibration_.right.tolist(), "wrong": self.calibration_.wrong.tolist()},
             "trained_parameters": self.trained_parameters_,
         }
         tensors = {k: v.cpu() for k, v in self.verbalizer_.state_dict().items() if k not in ("owner", "weights")}
@@ -440,7 +506,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             reason = " ".join(str(error).split())
             raise artifact.ArtifactError(f"{folder}: does not fit its own task ({reason}); save it again") from None
         calibration = saved.state["calibration"]
-        clf.calibration_ = Calibration(calibration["temperature"], np.array(calibration["bias"]))
+        tried = {name: np.array(found) for name, found in saved.state.get("held_out", {}).items()}
+        clf.calibration_ = Calibration(calibration["temperature"], np.array(calibration["bias"]), **tried)
         clf.history_ = History()
         clf.trained_parameters_ = saved.state["trained_parameters"]
         return clf
@@ -643,7 +710,13 @@ def _fit_rows(
     # Products are small here: threads that wait for each other take ten times as long.
     with threadpool_limits(1, user_api="blas"):
         reading, calibration = choose_reading(
-            scores + against, read, y, weight, split=backbone.width, seed=seed % 2**32
+            scores + against,
+            read,
+            y,
+            weight,
+            split=backbone.width,
+            seed=seed % 2**32,
+            costly_words=compiled.words.longest > 1,
         )
         rows, bias = fit_rows(
             reading.word_scale * (scores + against), reading.features(read), y, weight, strength=reading.strength

@@ -414,26 +414,46 @@ def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
 )
 @click.option("--model", help="The language model, if it is not where it was when the classifier was trained.")
 @click.option("--proba", is_flag=True, help="Give the probabilities as well.")
-def predict(folder: Path, source: Path | None, output: Path | None, form: str, model: str | None, proba: bool) -> None:
+@click.option(
+    "--reject-at",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="RATE",
+    help="Answer only so many texts that no larger part of the answers is wrong, such as 0.05.",
+)
+def predict(
+    folder: Path,
+    source: Path | None,
+    output: Path | None,
+    form: str,
+    model: str | None,
+    proba: bool,
+    reject_at: float | None,
+) -> None:
     """Classify texts with a trained classifier.
 
     FOLDER is what fit saved. Results keep the order of the input: as text a label on each line, as CSV and
-    JSONL with the input's columns. If the input has an error, no --output file is left behind.
+    JSONL with the input's columns. A text that --reject-at leaves without an answer has an empty label, in JSONL
+    null. If the input has an error, no --output file is left behind.
     """
     from .classifier import PromptClassifier
     from .data import form_of, stream_rows
 
     clf = PromptClassifier.from_pretrained(folder, model=_load(model) if model else None)
+    least = 0.0 if reject_at is None else clf.rejection_threshold(reject_at)
     with _reading(source) as lines, _writing(output) as stream:
         name, form_in = (str(source), form_of(source)) if source else ("standard input", form)
         rows = stream_rows(lines, clf.task_, name=name, form=form_in)
-        _WRITERS[form_of(output) if output else form](stream, _results(clf, rows, proba, output is None))
+        _WRITERS[form_of(output) if output else form](stream, _results(clf, rows, proba, output is None, least))
 
 
 def _results(
-    clf: PromptClassifier, rows: Iterator[tuple[str, dict[str, Any], Row]], proba: bool, on_screen: bool
+    clf: PromptClassifier,
+    rows: Iterator[tuple[str, dict[str, Any], Row]],
+    proba: bool,
+    on_screen: bool,
+    least: float = 0.0,
 ) -> Iterator[Result]:
-    """Yield record, label and, if wanted, probabilities, for a chunk of rows at a time."""
+    """Yield record, label if it is at least so probable, and probabilities if wanted, a chunk of rows at a time."""
     from tqdm import tqdm
 
     classes = clf.classes_.tolist()
@@ -444,7 +464,7 @@ def _results(
             for (_, record, _), p in zip(chunk, probabilities, strict=True):
                 yield (
                     record,
-                    classes[p.argmax()],
+                    classes[p.argmax()] if p.max() >= least else None,
                     dict(zip(map(str, classes), p.tolist(), strict=True)) if proba else None,
                 )
             bar.update(len(chunk))
@@ -452,7 +472,8 @@ def _results(
 
 def _write_lines(stream: TextIO, results: Iterator[Result]) -> None:
     for _, label, probabilities in results:
-        stream.write(f"{label}\n" if probabilities is None else f"{label}\t{probabilities[str(label)]:.6f}\n")
+        highest = "" if probabilities is None else f"\t{max(probabilities.values()):.6f}"
+        stream.write(f"{'' if label is None else label}{highest}\n")
 
 
 def _write_csv(stream: TextIO, results: Iterator[Result]) -> None:

@@ -25,8 +25,8 @@ Array = NDArray[np.float64]
 
 # Candidates; the first ones are taken where a class has one text only.
 SHARES = ((0.2, 0.8), (0.0, 1.0))  # of the state at the answer and of the mean state of the text
-WORD_SCALES = (0.5, 1.0, 0.25, 0.0)
-STRENGTHS = (0.05, 0.25, 0.01, 1.0)
+WORD_SCALES = (1.0, 0.5)
+STRENGTHS = (0.25, 0.05, 1.0)
 BIAS_STRENGTH = 0.1
 FOLDS = 4
 MOST_CHOOSING = 500
@@ -110,7 +110,14 @@ def _axes(features: Array) -> tuple[Array, Array]:
 
 
 def choose_reading(
-    base: Array, states: Array, y: NDArray[np.intp], weight: Array, *, split: int, seed: int
+    base: Array,
+    states: Array,
+    y: NDArray[np.intp],
+    weight: Array,
+    *,
+    split: int,
+    seed: int,
+    costly_words: bool = False,
 ) -> tuple[Reading, Calibration]:
     """What to read, by the likelihood of texts held out in turn, each reading at its own best temperature.
 
@@ -124,13 +131,15 @@ def choose_reading(
     split : int
     seed : int
         Decides the folds, and which texts are used if there are many.
+    costly_words : bool
+        Whether label words cost passes of their own: then leaving them out, which saves these, is a candidate.
 
     Returns
     -------
     reading : Reading
     calibration : Calibration
-        The temperature that suits the held-out scores; none where a class has one text only, and the first of all
-        readings is taken.
+        The temperature that suits the held-out scores, tried on them; none where a class has one text only, and the
+        first of all readings is taken. With more texts than choose, one in four of all, or less, is held out for it.
     """
     center = states.mean(axis=0)
     sizes = (split, states.shape[1] - split)
@@ -145,32 +154,59 @@ def choose_reading(
 
     chosen = np.random.default_rng(seed).permutation(len(y))[:MOST_CHOOSING]
     counts = np.bincount(y[chosen])
-    folds = min(FOLDS, counts[counts > 0].min())
+    folds, many = min(FOLDS, counts[counts > 0].min()), len(y) > MOST_CHOOSING
     if folds < 2:
-        return reading(shares, scale, strength), Calibration.none(base.shape[1])
+        first = reading(shares, scale, strength)
+        return first, _calibrate(base, states, y, weight, first, seed) if many else Calibration.none(base.shape[1])
     parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(chosen, y[chosen]))
 
     @functools.cache
     def held_out(*choice: Any) -> tuple[float, Calibration]:
         tried = reading(*choice)
         scores = np.empty((len(chosen), base.shape[1]))
-        features, words = tried.features(states[chosen]), tried.word_scale * base[chosen]
-        used = tried.gain > 0
         for inside, outside in parts:
-            rows, bias = fit_rows(
-                words[inside],
-                features[inside][:, used],
-                y[chosen][inside],
-                weight[chosen][inside],
-                strength=tried.strength,
-            )
-            scores[outside] = words[outside] + features[outside][:, used] @ rows.T + bias
+            scores[outside] = _unseen(base, states, y, weight, tried, chosen[inside], chosen[outside])
         calibration = temperature(scores, y[chosen], sample_weight=weight[chosen])
         logs = log_softmax(calibration.apply(scores), axis=1)[np.arange(len(chosen)), y[chosen]]
-        return float((weight[chosen] * logs).sum()), calibration
+        return float((weight[chosen] * logs).sum()), calibration.tried_on(scores, y[chosen])
 
     # One choice after the other: a third of the fits of the whole grid.
     shares = max(SHARES, key=lambda s: held_out(s, scale, strength)[0])
-    scale = max(WORD_SCALES, key=lambda s: held_out(shares, s, strength)[0])
+    scale = max((*WORD_SCALES, 0.0) if costly_words else WORD_SCALES, key=lambda s: held_out(shares, s, strength)[0])
     strength = max(STRENGTHS, key=lambda s: held_out(shares, scale, s)[0])
-    return reading(shares, scale, strength), held_out(shares, scale, strength)[1]
+    best = reading(shares, scale, strength)
+    # Those that choose may be few of each of many classes: rows fitted to them are much worse than the final ones.
+    return best, _calibrate(base, states, y, weight, best, seed) if many else held_out(shares, scale, strength)[1]
+
+
+def _unseen(
+    base: Array,
+    states: Array,
+    y: NDArray[np.intp],
+    weight: Array,
+    reading: Reading,
+    inside: NDArray[np.intp],
+    outside: NDArray[np.intp],
+) -> Array:
+    """Class scores of some texts by rows that are fitted to others."""
+    used = reading.gain > 0
+
+    def read(index: NDArray[np.intp]) -> tuple[Array, Array]:
+        return reading.word_scale * base[index], reading.features(states[index])[:, used]
+
+    rows, bias = fit_rows(*read(inside), y[inside], weight[inside], strength=reading.strength)
+    words, features = read(outside)
+    scores: Array = words + features @ rows.T + bias
+    return scores
+
+
+def _calibrate(
+    base: Array, states: Array, y: NDArray[np.intp], weight: Array, reading: Reading, seed: int
+) -> Calibration:
+    """The temperature that suits at most `MOST_CHOOSING` texts of all classes, held out once, tried on them."""
+    order = np.random.default_rng(seed).permutation(len(y))
+    by_class = order[np.argsort(y[order], kind="stable")]
+    outside = by_class[:: max(FOLDS, -(-len(y) // MOST_CHOOSING))]
+    inside = np.setdiff1d(order, outside)
+    scores = _unseen(base, states, y, weight, reading, inside, outside)
+    return temperature(scores, y[outside], sample_weight=weight[outside]).tried_on(scores, y[outside])
