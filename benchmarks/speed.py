@@ -1,6 +1,7 @@
 """How fast verbtune is, beside the bare language model and beside the other ways to do the same job.
 
-    python benchmarks/speed.py run            # about an hour on two quiet cores; --quick: about five minutes
+    python benchmarks/speed.py run            # --quick: sentences only, fewer of them
+    python benchmarks/speed.py run --size base
     python benchmarks/speed.py report         # tables and charts from the record, once more
 
 All systems of a row run in turn, A B C A B C …, in one process, and every ratio is of two times of the same
@@ -98,6 +99,7 @@ class Plan:
     """How much is measured."""
 
     sizes: tuple[str, ...]
+    profiles: tuple[str, ...]
     rounds: int
     texts: dict[str, int]  # of each profile, for a small model
     streamed: tuple[int, int]
@@ -170,7 +172,7 @@ def inference(plan: Plan) -> Iterator[Row]:
         for kind in ("masked", "causal"):
             backbone = build(kind, size, plan.device)
             half = Backbone(copy.deepcopy(backbone.model).to(torch.bfloat16), backbone.tokenizer, name="bf16")
-            for profile in PROFILES:
+            for profile in plan.profiles:
                 texts = draw_texts(profile, plan.n(profile, size), backbone.tokenizer)
                 clf = fitted(backbone, texts)
                 clf16 = moved(clf, half)
@@ -215,7 +217,7 @@ def in_context(plan: Plan) -> Iterator[Row]:
     """Eight demonstrations in front of every text."""
     for size in plan.sizes:
         backbone = build("causal", size, plan.device)
-        shots, texts = (draw_texts("sentences", n, backbone.tokenizer, n) for n in (32, plan.n("sentences", size) // 4))
+        shots, texts = (draw_texts("sentences", n, backbone.tokenizer, n) for n in (32, plan.n("sentences", size)))
         clf = InContext({"task": "speed", "template": "{text} It was {answer}.", "verbalizer": WORDS}, model=backbone)
         clf.fit(shots, labels(len(shots)))
         clf.prompt_ = None
@@ -241,7 +243,7 @@ def training(plan: Plan) -> Iterator[Row]:
     for size in plan.sizes:
         for kind in ("masked", "causal"):
             backbone = build(kind, size, plan.device)
-            for profile in PROFILES:
+            for profile in plan.profiles:
                 n = max(2 * TRAINING_BATCH, plan.n(profile, size) // 2 // TRAINING_BATCH * TRAINING_BATCH)
                 texts = draw_texts(profile, n, backbone.tokenizer)
                 job = lay_open(fitted(backbone, texts))
@@ -341,7 +343,7 @@ def padding(plan: Plan) -> Iterator[Row]:
 
 
 def start_up(plan: Plan) -> Iterator[Row]:
-    """Fresh processes."""
+    """Fresh processes: the first prediction, what it imports from other packages, and the help."""
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "saved"
@@ -351,12 +353,16 @@ def start_up(plan: Plan) -> Iterator[Row]:
             f"from verbtune import PromptClassifier\n"
             f"print(PromptClassifier.from_pretrained({str(saved)!r}, device='cpu').predict(['It works.']))"
         )
-        work = {"first prediction": ["-c", code], "help": ["-m", "verbtune", "--help"]}
-        runs = [{bar: child(arguments, threads) for bar, arguments in work.items()} for _ in range(plan.rounds + 1)]
-    for bar in work:
-        wall, processor, _ = zip(*(outcome[bar] for outcome in runs[1:]), strict=True)
-        note = f"{statistics.median(processor):.2f} s of processor time"
-        yield Row(bar, "fresh process, files in the page cache", list(wall), note=note)
+        imports = "import sklearn.base, torch\nfrom transformers import AutoTokenizer, BertForMaskedLM"
+        work = {"first prediction": ["-c", code], "help": ["-m", "verbtune", "--help"], "imports": ["-c", imports]}
+        runs = [{name: child(arguments, threads) for name, arguments in work.items()} for _ in range(plan.rounds + 1)]
+    wall, processor = ({name: [outcome[name][part] for outcome in runs[1:]] for name in work} for part in (0, 1))
+    for bar in ("first prediction", "help"):
+        note = f"{statistics.median(processor[bar]):.2f} s of processor time"
+        if bar == "first prediction":
+            bare = statistics.median(wall["imports"])
+            note += f"; importing torch, scikit-learn and a model of transformers alone takes {bare:.1f} s"
+        yield Row(bar, "fresh process, files in the page cache", wall[bar], note=note)
 
 
 def stream(plan: Plan) -> Iterator[Row]:
@@ -389,19 +395,24 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--quick", is_flag=True, help="Small models, few texts and rounds.")
+@click.option("--quick", is_flag=True, help="Sentences only, few texts and rounds.")
+@click.option(
+    "--size", "sizes", multiple=True, default=["small"], type=click.Choice(["small", "base"]), help="Repeatable."
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--rounds", type=int, help="Rounds that count.  [default: 5, quick 3]")
+@click.option("--rounds", type=int, help="Rounds that count.  [default: 3, quick 2]")
 @click.option("--only", multiple=True, type=click.Choice([m.__name__ for m in MEASUREMENTS]), help="Repeatable.")
-def run(quick: bool, device: str, threads: int, rounds: int | None, only: tuple[str, ...]) -> None:
+def run(
+    quick: bool, sizes: tuple[str, ...], device: str, threads: int, rounds: int | None, only: tuple[str, ...]
+) -> None:
     """Measure, and write the record; with --only, into the record that is there."""
     torch.set_num_threads(threads)
     load = os.getloadavg()[0]
     if quick:
-        plan = Plan(("small",), rounds or 3, {"sentences": 64, "reviews": 16}, (2_000, 20_000), device)
+        plan = Plan(sizes, PROFILES[:1], rounds or 2, {"sentences": 64, "reviews": 16}, (1_000, 5_000), device)
     else:
-        plan = Plan(("small", "base"), rounds or 5, {"sentences": 256, "reviews": 64}, (100_000, 1_000_000), device)
+        plan = Plan(sizes, PROFILES, rounds or 3, {"sentences": 128, "reviews": 32}, (10_000, 100_000), device)
     path = RECORDS / f"speed{'-cuda' if device.startswith('cuda') else ''}{'-quick' if quick else ''}.json"
     old = json.loads(path.read_text()) if only and path.is_file() else {"rows": [], "skipped": {}}
     skipped, rows = dict(old["skipped"]), []
