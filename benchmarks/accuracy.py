@@ -312,11 +312,14 @@ def run(
 @main.command()
 def report() -> None:
     """Write the generated parts of the page, and the pictures."""
-    PAGE.write_text(
-        GENERATED.sub(lambda match: match[1] + block(match["name"]) + match[3], PAGE.read_text("utf-8")), "utf-8"
-    )
+    PAGE.write_text(written(), "utf-8")
     for kind in ("masked", "causal"):
         draw(kind)
+
+
+def written() -> str:
+    """The page as the records want it."""
+    return GENERATED.sub(lambda match: match[1] + block(match["name"]) + match[3], PAGE.read_text("utf-8"))
 
 
 def measured(group: str, kind: str) -> list[dict[str, Any]]:

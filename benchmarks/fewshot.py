@@ -24,6 +24,7 @@ from verbtune import Backbone
 from verbtune.bench import run as run_bench
 
 HERE = Path(__file__).parent
+PAGE = HERE / "fewshot.md"
 MODELS = ("builtin/masked", "builtin/causal")
 TASKS = (
     *("sst2", "sst5", "cr", "uci_sentences", "imdb", "agnews", "trec6", "snips", "banking77", "clinc150", "emotion"),
@@ -101,6 +102,11 @@ def random_twin(model: str) -> Backbone:
 @main.command()
 def table() -> None:
     """Write `fewshot.md` from the records."""
+    PAGE.write_text(written(), "utf-8")
+
+
+def written() -> str:
+    """The page as the records want it."""
     blocks = [
         "# The built-in models with 16 labelled texts a class",
         "Written by `python benchmarks/fewshot.py table` from `benchmarks/records/fewshot-*.json`. Accuracy in %, "
@@ -112,7 +118,7 @@ def table() -> None:
         path = HERE / "records" / f"fewshot-{model.replace('/', '-')}.json"
         if path.is_file():
             blocks += [f"## {model}", *model_blocks(json.loads(path.read_text()))]
-    (HERE / "fewshot.md").write_text("\n\n".join(blocks) + "\n")
+    return "\n\n".join(blocks) + "\n"
 
 
 def model_blocks(records: list[dict[str, Any]]) -> list[str]:

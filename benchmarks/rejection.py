@@ -29,6 +29,7 @@ from verbtune.data import Split, load_splits, sample_shots
 from verbtune.plots import draw_curves
 
 HERE = Path(__file__).parent
+PAGE = HERE / "rejection.md"
 MODELS = ("builtin/masked", "builtin/causal")
 TASKS = ("clinc150", "sst2", "trec6", "snips", "banking77")
 SEEDS = (13, 21, 42)
@@ -52,7 +53,7 @@ def main() -> None:
 def run(data: Path, model: str, limit: int, threads: int) -> None:
     """Measure one model."""
     torch.set_num_threads(threads)
-    target = HERE / "records" / f"rejection-{model.replace('/', '-')}.json"
+    target = HERE / "records" / f"{name_of(model)}.json"
     records = json.loads(target.read_text()) if target.is_file() else []
     lm = Backbone.load(model)
     for task in TASKS:
@@ -136,6 +137,14 @@ def error_of_surest(confidence: NDArray[np.float64], wrong: NDArray[np.bool_], c
 @main.command()
 def table() -> None:
     """Write `rejection.md` and its pictures from the records."""
+    for model in MODELS:
+        if records := recorded(model):
+            draw(by_set(records), HERE / f"{name_of(model)}.png")
+    PAGE.write_text(written(), "utf-8")
+
+
+def written() -> str:
+    """The page as the records want it."""
     blocks = [
         "# Answers that are not given",
         "Written by `python benchmarks/rejection.py table` from `benchmarks/records/rejection-*.json`. Each classifier "
@@ -144,15 +153,29 @@ def table() -> None:
         "clinc150, the texts of the 150 intents are trained on; its rows `out of scope` belong to no class.",
     ]
     for model in MODELS:
-        path = HERE / "records" / f"rejection-{model.replace('/', '-')}.json"
-        if path.is_file():
-            blocks += [f"## {model}", *model_blocks(json.loads(path.read_text()), f"rejection-{path.stem[10:]}.png")]
-    (HERE / "rejection.md").write_text("\n\n".join(blocks) + "\n")
+        if records := recorded(model):
+            blocks += [f"## {model}", *model_blocks(by_set(records), f"{name_of(model)}.png")]
+    return "\n\n".join(blocks) + "\n"
 
 
-def model_blocks(records: list[dict[str, Any]], picture: str) -> list[str]:
-    """A model's tables, picture, and what they say."""
-    by_task = {task: [record for record in records if record["task"] == task] for task in TASKS}
+def name_of(model: str) -> str:
+    """Of a model's records and picture."""
+    return f"rejection-{model.replace('/', '-')}"
+
+
+def recorded(model: str) -> list[dict[str, Any]]:
+    """The records of a model, if there are any."""
+    path = HERE / "records" / f"{name_of(model)}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else []
+
+
+def by_set(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Records of each set, in the order of `TASKS`."""
+    return {task: [record for record in records if record["task"] == task] for task in TASKS}
+
+
+def draw(by_task: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Errors by the part of the texts that is answered."""
     curves = {
         task: [
             (100 * coverage, *mean_std([100 * record["errors_at_coverage"][i] for record in found]))
@@ -167,7 +190,11 @@ def model_blocks(records: list[dict[str, Any]], picture: str) -> list[str]:
         ylabel="errors among them (%)",
         levels={f"an error rate of {rate:.0%}": 100 * rate for rate in RATES},
         logarithmic=False,
-    ).savefig(HERE / picture, dpi=110)
+    ).savefig(path, dpi=110)
+
+
+def model_blocks(by_task: dict[str, list[dict[str, Any]]], picture: str) -> list[str]:
+    """A model's tables, picture, and what they say."""
     return [
         "### Is the error rate kept?",
         rates_table(by_task),

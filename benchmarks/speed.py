@@ -217,20 +217,19 @@ def in_context(plan: Plan) -> Iterator[Row]:
     """Eight demonstrations in front of every text."""
     for size in plan.sizes:
         backbone = build("causal", size, plan.device)
-        shots, texts = (draw_texts("sentences", n, backbone.tokenizer, n) for n in (32, plan.n("sentences", size)))
+        shots, texts = (draw_texts("sentences", n, backbone.tokenizer, n) for n in (32, plan.n("sentences", size) // 2))
         clf = InContext({"task": "speed", "template": "{text} It was {answer}.", "verbalizer": WORDS}, model=backbone)
         clf.fit(shots, labels(len(shots)))
         clf.prompt_ = None
         job = lay_open(clf)
         harness = harness_scorer(job) if importlib.util.find_spec("lm_eval") else None
-        systems: dict[str, Predict] = {"plain scoring": functools.partial(score_candidates, job, texts)}
-        if harness:
-            systems[HARNESS] = functools.partial(harness, texts)
-        systems[OURS] = functools.partial(clf.predict, texts)
-        other = HARNESS if harness else "plain scoring"
+        other, theirs_of = (
+            (HARNESS, harness) if harness else ("plain scoring", functools.partial(score_candidates, job))
+        )
+        systems: dict[str, Predict] = {other: lambda: theirs_of(texts), OURS: lambda: clf.predict(texts)}  # noqa: B023
         seconds = interleaved(systems, plan.rounds, plan.device)
         words, _ = clf.compiled_.infer([{"text": text} for text in texts])
-        theirs = harness(texts) if harness else score_candidates(job, texts)
+        theirs = theirs_of(texts)
         apart = (words.log_softmax(-1) - theirs.log_softmax(-1)).abs().max()
         setting = f"{size} causal, sentences"
         note = f"against {other}; {len(job.before)} positions before the text"
@@ -415,37 +414,36 @@ def run(
         plan = Plan(sizes, PROFILES, rounds or 3, {"sentences": 128, "reviews": 32}, (10_000, 100_000), device)
     path = RECORDS / f"speed{'-cuda' if device.startswith('cuda') else ''}{'-quick' if quick else ''}.json"
     old = json.loads(path.read_text()) if only and path.is_file() else {"rows": [], "skipped": {}}
-    skipped, rows = dict(old["skipped"]), []
+    skipped, rows = dict(old["skipped"]), list(old["rows"])
     if not importlib.util.find_spec("openprompt"):
         skipped["OpenPrompt"] = "it needs transformers 4.30, which cannot be imported beside this package's"
     if not importlib.util.find_spec("lm_eval"):
         skipped[HARNESS] = "not installed; a loop that scores each candidate's full prompt stands in for it"
-    measured = [m for m in MEASUREMENTS if not only or m.__name__ in only]
-    for measure in measured:
+    for measure in (m for m in MEASUREMENTS if not only or m.__name__ in only):
         start = time.perf_counter()
+        found = []
         try:
             for row in measure(plan):
                 labelled = {"measurement": measure.__name__, "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M")}
-                rows.append(dataclasses.asdict(row) | labelled)
+                found.append(dataclasses.asdict(row) | labelled)
                 click.echo(f"{row.bar:18} {row.setting:45} {shown(row.values, BARS[row.bar])}  {row.note}")
             skipped.pop(measure.__name__, None)
         except ImportError as error:
             skipped[measure.__name__] = str(error)
         click.echo(f"-- {measure.__name__}: {time.perf_counter() - start:.0f} s", err=True)
-    again = {m.__name__ for m in measured}
-    rows = [row for row in old["rows"] if row["measurement"] not in again] + rows
-    record = {"machine": machine(device, threads, load), "rounds": plan.rounds, "skipped": skipped, "rows": rows}
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        rows = [row for row in rows if row["measurement"] != measure.__name__] + found
+        record = {"machine": machine(device, threads, load), "rounds": plan.rounds, "skipped": skipped, "rows": rows}
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     click.echo(f"wrote {path}")
     if path.name == "speed.json":
-        write(record, HERE / "speed.md")
+        write(record)
 
 
 @main.command()
 @click.argument("record", default=RECORDS / "speed.json", type=click.Path(exists=True, path_type=Path))
 def report(record: Path) -> None:
     """Write the generated part of `speed.md`, and the charts."""
-    write(json.loads(record.read_text("utf-8")), HERE / "speed.md")
+    write(json.loads(record.read_text("utf-8")))
 
 
 def machine(device: str, threads: int, load: float) -> dict[str, Any]:

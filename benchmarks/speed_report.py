@@ -12,6 +12,7 @@ from typing import Any
 from verbtune.plots import INK, MAIN_COLOR, OTHER_COLOR, figure
 
 FLOOR, OURS, PLAIN, PEFT, HARNESS = "floor", "verbtune", "plain loop", "PEFT prompt tuning", "lm-evaluation-harness"
+PAGE = Path(__file__).parent / "speed.md"
 GENERATED = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->)", re.DOTALL)
 CHARTS = {
     "speed-inference": ("Inference: speed beside the floor", ("inference", "shared prefix", "bf16")),
@@ -56,17 +57,23 @@ BARS = {
 }
 
 
-def write(record: dict[str, Any], page: Path) -> None:
-    """Put tables into the page's generated part, and charts beside it."""
-    text = page.read_text("utf-8") if page.is_file() else "<!-- measured -->\n<!-- /measured -->\n"
-    blocks = [conditions(record), bars_table(record["rows"]), systems_table(record["rows"])]
+def write(record: dict[str, Any]) -> None:
+    """Put tables into the page's generated part, and draw its charts."""
     for name, (title, bars) in CHARTS.items():
         rows = merged([row for row in record["rows"] if row["bar"] in bars])
         if rows:
-            draw(rows, title, page.parent / f"{name}.png")
+            draw(rows, title, PAGE.parent / f"{name}.png")
+    PAGE.write_text(written(record), "utf-8")
+
+
+def written(record: dict[str, Any]) -> str:
+    """The page as a record wants it."""
+    blocks = [conditions(record), bars_table(record["rows"]), systems_table(record["rows"])]
+    for name, (title, bars) in CHARTS.items():
+        if merged([row for row in record["rows"] if row["bar"] in bars]):
             blocks.append(f"![{title}]({name}.png)")
     body = "\n\n".join(blocks) + "\n"
-    page.write_text(GENERATED.sub(lambda _: body, text), "utf-8")
+    return GENERATED.sub(lambda _: body, PAGE.read_text("utf-8"))
 
 
 def conditions(record: dict[str, Any]) -> str:

@@ -112,6 +112,15 @@ def test_classes_keep_their_kind(labels: Any, tmp_path: Path) -> None:
     assert type(again.classes_.tolist()[0]) is type(clf.classes_.tolist()[0])
 
 
+def test_parameters_changed_after_fit_are_not_saved_as_fitted(tmp_path: Path) -> None:
+    clf = fitted("bert", aggregate="max")
+    answers = clf.predict_proba(SENTENCES)
+    clf.set_params(aggregate="mean", verbalizer="fixed").save_pretrained(tmp_path / "tone")
+    again = load(tmp_path / "tone", "bert")
+    assert (again.aggregate, again.verbalizer) == ("max", "learned")
+    np.testing.assert_array_equal(again.predict_proba(SENTENCES), answers)
+
+
 def test_numbers_from_numpy_are_saved_like_any_other(tmp_path: Path) -> None:
     """A grid search sets parameters from arrays."""
     clf = fitted(prompt_length=np.int64(1), learning_rate=np.float32(0.5), random_state=np.int64(7), steps=np.int32(1))

@@ -32,7 +32,7 @@ from .calibration import CONTENT_FREE_TEXTS, Calibration, batch, content_free
 from .classifier import ParameterError, PromptClassifier, fixed_soft_tokens
 from .compiled import compile_task
 from .data import check_labels, check_rows
-from .encode import Row
+from .encode import Row, tokenize
 from .task import Task
 from .tuning import tune
 from .verbalizer import Verbalizer
@@ -278,7 +278,7 @@ class InContext(ZeroShot):
         demonstrations: list[tuple[Row, str]] = []
         for i in chosen:
             row: Row = {name: _cut_text(backbone, text, share // len(task.fields)) for name, text in rows[i].items()}
-            room -= frame + sum(len(backbone.tokenizer.tokenize(text)) for text in row.values())
+            room -= frame + sum(map(len, tokenize(backbone.tokenizer, list(row.values()), lead=True)))
             if room < 0:
                 break
             demonstrations.append((row, next(iter(task.verbalizer[names[codes[i]]]))))

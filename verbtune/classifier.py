@@ -268,6 +268,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             strength, calibration = _fit_rows(compiled, verbalizer, prompt, texts.take(training), seed)
         history = self._tune(compiled, verbalizer, prompt, texts.take(training), texts.take(held_out), strength, seed)
 
+        self.parameters_ = self._plain_parameters()
         self.task_ = task
         self.classes_ = classes
         self.compiled_ = compiled
@@ -423,16 +424,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             start = torch.tensor(compiled.layout.before_prompt, dtype=torch.long)
             prompt = torch.cat([backbone.embed(start).float(), prompt])  # PEFT puts its vectors before everything
             peft = _peft_config(backbone, len(prompt))
-        parameters = {
-            k: v for k, v in self.get_params(deep=False).items() if k not in ("task", "model", "device", "dtype")
-        }
-        parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in parameters.items()}
-        if not isinstance(parameters["random_state"], int):
-            parameters["random_state"] = None
         state = {
             "verbtune": metadata.version("verbtune"),
             "base_model": {"name": backbone.name, "kind": backbone.kind, "fingerprint": backbone.fingerprint},
-            "parameters": parameters,
+            "parameters": self.parameters_,
             "classes": self.classes_.tolist(),
             "class_names": list(compiled.words.classes),
             "calibration": {"temperature": self.calibration_.temperature, "bias": self.calibration_.bias.tolist()},
@@ -488,6 +483,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             dtype=dtype,
             **saved.state["parameters"],
         )
+        clf.parameters_ = saved.state["parameters"]
         clf.task_ = saved.task
         clf.classes_ = np.array(saved.state["classes"])
         clf.compiled_ = clf._compile(saved.task, backbone, saved.state["class_names"])
@@ -564,6 +560,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             reparameterization=self.reparameterization,
             generator=generator,
         )
+
+    def _plain_parameters(self) -> dict[str, Any]:
+        """What was asked for, as JSON holds it; not what belongs to this machine."""
+        parameters = {
+            k: v for k, v in self.get_params(deep=False).items() if k not in ("task", "model", "device", "dtype")
+        }
+        parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in parameters.items()}
+        if not isinstance(parameters["random_state"], int):
+            parameters["random_state"] = None
+        return parameters
 
     def _tune(
         self,
