@@ -59,7 +59,7 @@ RATES = {
     "peft prompt-tuning": (3e-3, 3e-2, 3e-1),
     "peft p-tuning": (1e-4, 1e-3, 1e-2),
     "peft prefix-tuning": (1e-3, 1e-2, 1e-1),
-    "setfit": (2e-5, 5e-5, 2e-4),
+    "setfit": (2e-5, 5e-5),
 }
 DEFAULT = " (documented rate)"
 ABLATION: dict[str, dict[str, Any]] = {
