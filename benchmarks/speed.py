@@ -265,7 +265,7 @@ def training(plan: Plan) -> Iterator[Row]:
 
 def text_cache(plan: Plan) -> Iterator[Row]:
     """Epochs on reviews, the soft tokens before and after the text."""
-    epochs = 5
+    epochs = 11
     for size in plan.sizes:
         backbone = build("causal", size, plan.device)
         n = max(2 * TRAINING_BATCH, plan.n("reviews", size) // TRAINING_BATCH * TRAINING_BATCH)
