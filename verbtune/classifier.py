@@ -567,7 +567,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             k: v for k, v in self.get_params(deep=False).items() if k not in ("task", "model", "device", "dtype")
         }
         parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in parameters.items()}
-        if not isinstance(parameters["random_state"], int):
+        if not isinstance(parameters.get("random_state", 0), int):  # a generator
             parameters["random_state"] = None
         return parameters
 
