@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import re
 import statistics
 from collections import defaultdict
@@ -400,8 +401,15 @@ def draw(kind: str) -> None:
     means = {
         r["method"]: statistics.mean(o["trained_parameters"] for o in both if o["method"] == r["method"]) for r in both
     }
-    curves = by_x(both, {t for t, _ in runs}, lambda r: (r["method"], max(1.0, means[r["method"]])))
-    save(curves, f"accuracy-parameters-{kind}", "trained numbers (1: none)", logarithmic=True)
+    curves = by_x(
+        both, {t for t, _ in runs}, lambda r: (r["method"], 10.0 ** round(math.log10(max(1.0, means[r["method"]]))))
+    )
+    save(
+        curves,
+        f"accuracy-parameters-{kind}",
+        "trained numbers, to the nearest power of ten (1: none)",
+        logarithmic=True,
+    )
 
 
 def by_x(
