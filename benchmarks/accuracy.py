@@ -247,6 +247,7 @@ def rates(data: Path, work: Path, threads: int, model: str, limit: int) -> None:
         seeds=[RATE_SEED],
         limit=limit,
     )
+    keep(records, RECORDS / f"accuracy-rates-{model.replace('/', '-')}.json")
     means: dict[str, dict[float, float]] = defaultdict(dict)
     for name, (method, rate) in names.items():
         scores = [r.accuracy for r in records if r.method == name]
@@ -433,8 +434,8 @@ def by_x(
 
 
 def save(curves: dict[str, list[tuple[float, float, float]]], name: str, xlabel: str, *, logarithmic: bool) -> None:
-    """Draw curves; none, if there are none."""
-    if curves:
+    """Draw curves, unless all there is stands above one x."""
+    if len({x for curve in curves.values() for x, _, _ in curve}) > 1:
         drawing = draw_curves(
             curves, main="verbtune", xlabel=xlabel, ylabel="accuracy, %", levels={}, logarithmic=logarithmic
         )
