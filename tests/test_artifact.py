@@ -205,7 +205,7 @@ def test_peft_reads_a_pure_prefix_and_predicts_the_same(architecture: str, tmp_p
     assert plain[: len(ids[0])][1:] == ids[0][1:]  # the text, as a user of PEFT would tokenize it
     with torch.no_grad():
         logits = adapted(input_ids=torch.tensor([plain])).logits[0, -1]
-        ours = backbone._run([example], clf.prompt_)[0][0, 0]
+        ours = backbone._run([example], clf.prompt_, None)[0][0, 0]
     torch.testing.assert_close(logits, ours, rtol=1e-5, atol=1e-5)
 
 
@@ -308,7 +308,7 @@ def test_what_is_no_folder_is_refused(tmp_path: Path, folder: str) -> None:
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     prompt = torch.tensor([[1.0, float("nan")]])
-    write(tmp_path / "tone", Artifact(Task.from_dict(TONE), prompt, {}, {}, None, "card"))
+    write(tmp_path / "tone", Artifact(Task.from_dict(TONE), prompt, None, {}, {}, None, "card"))
     with pytest.raises(ArtifactError, match="prompt holds numbers that are not finite; train it again"):
         read(tmp_path / "tone")
 

@@ -164,7 +164,7 @@ def test_a_mixed_batch_on_a_masked_lm_is_one_pass_over_as_many_positions() -> No
     backbone, bank = tiny("bert"), TaskBank(tiny("bert"))
     for i, words in enumerate([("bad", "good"), ("terrible", "great"), ("film", "music")]):
         task = TONE | {"verbalizer": {"n": [words[0]], "p": [words[1]]}}
-        bank.add(f"task{i}", PromptClassifier(task, model=backbone).fit(SENTENCES, [0, 1, 0, 1, 1, 0, 1]))
+        bank.add(f"task{i}", PromptClassifier(task, model=backbone, steps=0).fit(SENTENCES, [0, 1, 0, 1, 1, 0, 1]))
     with positions(backbone) as alone:
         bank.predict([("task0", text) for text in SENTENCES])
     with positions(backbone) as mixed:
@@ -190,7 +190,7 @@ def test_eight_tasks_over_a_text_cost_a_causal_lm_little_more_than_one(template:
 
 def test_a_prompt_in_front_is_read_once_for_each_task() -> None:
     backbone, bank = tiny("gpt2"), TaskBank(tiny("gpt2"))
-    clf = PromptClassifier(TONE, model=backbone, prompt_length=50, tune_template=False).fit(SENTENCES, LABELS)
+    clf = PromptClassifier(TONE, model=backbone, prompt_length=50, tune_template=False, steps=0).fit(SENTENCES, LABELS)
     for name in "ab":
         bank.add(name, clf)
     with positions(backbone) as passes:
@@ -201,10 +201,10 @@ def test_a_prompt_in_front_is_read_once_for_each_task() -> None:
 def test_where_memory_is_short_everything_is_read_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     bank, own, whole = filled("gpt2"), expected("gpt2"), Backbone.word_scores
 
-    def short(self: Backbone, examples: Any, *args: Any, start: Any = None) -> Any:
+    def short(self: Backbone, examples: Any, *args: Any, start: Any = None, **options: Any) -> Any:
         if start is not None or len(examples) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, examples, *args, start=start)
+        return whole(self, examples, *args, start=start, **options)
 
     monkeypatch.setattr(Backbone, "word_scores", short)
     for name, found in bank.predict_proba_all(ROWS).items():

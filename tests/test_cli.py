@@ -380,7 +380,7 @@ def test_fit_warns_of_what_the_linter_finds(run: Run, models: Path) -> None:
     [
         ("steps", "Error: --param steps: write NAME=VALUE"),
         ("steps=x", "Error: --param steps: 'x' is not a valid integer."),
-        ("steps=none", "Error: --param steps: 'none' is not a valid integer."),
+        ("batch_size=none", "Error: --param batch_size: 'none' is not a valid integer."),
         ("stepz=1", "Error: --param stepz: no such parameter; there are prompt_length, tune_template, "),
         ("verbose=1", "Error: --param verbose: no such parameter; there are "),
         ("model=x", "Error: --param model: give it as --model"),

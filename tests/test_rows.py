@@ -74,7 +74,7 @@ def test_a_weight_of_zero_is_no_row_and_of_two_is_two() -> None:
 
 @pytest.mark.parametrize(("answer", "text", "known"), [(3.0, 0.0, slice(0, 3)), (0.0, 3.0, slice(3, 7))])
 def test_what_knows_the_class_is_read(answer: float, text: float, known: slice) -> None:
-    reading, _ = choose_reading(*problem(answer=answer, text=text), split=3, seed=0)
+    reading, *_ = choose_reading(*problem(answer=answer, text=text), split=3, seed=0)
     assert (reading.gain[known] > 0).all()
 
 
@@ -96,7 +96,7 @@ def test_held_out_scores_are_of_rows_that_never_saw_the_text() -> None:
     base, _, y, weight = problem(40)
     states = np.random.default_rng(0).normal(0, 1, (40, 200))
     y = np.random.default_rng(1).integers(0, 2, 40)
-    reading, calibration = choose_reading(base, states, y, weight, split=100, seed=0)
+    reading, calibration, _ = choose_reading(base, states, y, weight, split=100, seed=0)
     rows, bias = fit_rows(reading.word_scale * base, reading.features(states), y, weight, strength=0.05)
     fitted = reading.word_scale * base + reading.features(states) @ rows.T + bias
     assert (fitted.argmax(axis=1) == y).mean() > 0.95
@@ -108,7 +108,7 @@ def test_held_out_scores_are_of_rows_that_never_saw_the_text() -> None:
 def test_features_are_centered_and_of_like_size() -> None:
     base, states, y, weight = problem(text=1)
     states = states * [100, 100, 100, 1e-3, 1e-3, 1e-3, 1e-3] + 50
-    reading, _ = choose_reading(base, states, y, weight, split=3, seed=0)
+    reading, *_ = choose_reading(base, states, y, weight, split=3, seed=0)
     features = reading.features(states)
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-6)
     assert (features**2).sum(axis=1).mean() == pytest.approx(1.0, rel=1e-3)
@@ -124,16 +124,16 @@ def test_one_seed_is_one_choice() -> None:
 
 def test_a_class_with_one_text_leaves_nothing_to_choose_by() -> None:
     base, states, _, weight = problem(6)
-    reading, calibration = choose_reading(base, states, np.array([0, 0, 0, 0, 0, 1]), weight, split=3, seed=0)
+    reading, calibration, _ = choose_reading(base, states, np.array([0, 0, 0, 0, 0, 1]), weight, split=3, seed=0)
     assert calibration.temperature == 1.0
     assert isinstance(reading, Reading)
 
 
 def test_a_class_with_no_text_is_no_class_with_one_text() -> None:
     base, states, y, weight = problem(text=1)
-    _, without = choose_reading(base, states, y, weight, split=3, seed=0)
+    _, without, _ = choose_reading(base, states, y, weight, split=3, seed=0)
     third = np.full((60, 1), -50.0)
-    _, calibration = choose_reading(np.hstack([base, third]), states, y, weight, split=3, seed=0)
+    _, calibration, _ = choose_reading(np.hstack([base, third]), states, y, weight, split=3, seed=0)
     assert calibration.temperature == pytest.approx(without.temperature, rel=0.05)
 
 
@@ -163,14 +163,14 @@ def test_many_classes_of_more_texts_than_choose_are_calibrated() -> None:
     states = np.random.default_rng(0).normal(np.eye(100)[y], 0.2)
     chosen = np.random.default_rng(0).permutation(len(y))[:MOST_CHOOSING]
     assert (y[chosen] == 99).sum() == 1
-    _, calibration = choose_reading(np.zeros((len(y), 100)), states, y, np.ones(len(y)), split=3, seed=0)
+    _, calibration, _ = choose_reading(np.zeros((len(y), 100)), states, y, np.ones(len(y)), split=3, seed=0)
     assert calibration.temperature != 1.0
     assert len(calibration.right) + len(calibration.wrong) == len(y) // 4
     assert len(calibration.right) > len(calibration.wrong)
 
 
 def test_the_calibration_is_tried_on_every_text_that_chose() -> None:
-    _, calibration = choose_reading(*problem(text=0.3), split=3, seed=0)
+    _, calibration, _ = choose_reading(*problem(text=0.3), split=3, seed=0)
     assert len(calibration.right) + len(calibration.wrong) == 60
     assert len(calibration.wrong) > 5  # texts of noise, which rows that saw them would get right
 
@@ -210,7 +210,7 @@ def test_a_class_with_one_text_can_be_learned() -> None:
 def test_words_that_do_not_count_are_not_computed(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Label words of several tokens take a pass each; without them the answer is the same, in one pass."""
     task = TONE | {"verbalizer": {"n": ["so bad"], "p": ["so very good"]}}
-    clf = PromptClassifier(task, model=tiny(architecture)).fit(SENTENCES * 2, LABELS * 2)
+    clf = PromptClassifier(task, model=tiny(architecture), steps=0).fit(SENTENCES * 2, LABELS * 2)
     clf.verbalizer_.word_scale.zero_()
     wanted = clf.verbalizer_(*clf.compiled_.infer([{"text": t} for t in SENTENCES], clf.prompt_)).numpy()
     backbone = clf.compiled_.backbone

@@ -27,11 +27,12 @@ __all__ = ["Artifact", "ArtifactError", "check_folder", "read", "size", "write"]
 FORMAT = 1
 PROMPT_FILE = "adapter_model.safetensors"
 PEFT_FILE = "adapter_config.json"
+DEEP_FILE = "deep_prompt.safetensors"
 VERBALIZER_FILE = "verbalizer.safetensors"
 STATE_FILE = "verbtune.json"
 TASK_FILE = "task.yaml"
 CARD_FILE = "README.md"
-FILES = {PROMPT_FILE, PEFT_FILE, VERBALIZER_FILE, STATE_FILE, TASK_FILE, CARD_FILE}
+FILES = {PROMPT_FILE, DEEP_FILE, PEFT_FILE, VERBALIZER_FILE, STATE_FILE, TASK_FILE, CARD_FILE}
 
 
 class ArtifactError(ValueError):
@@ -48,6 +49,8 @@ class Artifact:
     prompt : Tensor of shape (P, H) or None
         The learned vectors; for a pure prefix of a causal LM, the embeddings of the special tokens
         before them included, as PEFT wants.
+    deep : Tensor of shape (1, L, 2, A, D, E) or None
+        The deep prompt.
     verbalizer : dict of str to Tensor
         What the verbalizer learned.
     state : dict
@@ -60,6 +63,7 @@ class Artifact:
 
     task: Task
     prompt: Tensor | None
+    deep: Tensor | None
     verbalizer: dict[str, Tensor]
     state: dict[str, Any]
     peft: dict[str, Any] | None
@@ -77,6 +81,8 @@ def write(folder: Path, artifact: Artifact) -> None:
     files = {TASK_FILE: artifact.task.to_yaml().encode(), CARD_FILE: artifact.card.encode()}
     if artifact.prompt is not None:
         files[PROMPT_FILE] = safetensors.torch.save({"prompt_embeddings": artifact.prompt.contiguous()})
+    if artifact.deep is not None:
+        files[DEEP_FILE] = safetensors.torch.save({"keys_and_values": artifact.deep.contiguous()})
     if artifact.verbalizer:
         files[VERBALIZER_FILE] = safetensors.torch.save({k: v.contiguous() for k, v in artifact.verbalizer.items()})
     if artifact.peft:
@@ -153,7 +159,7 @@ def read(folder: Path) -> Artifact:
     hashes: dict[str, str] = state["files"]
     files: dict[str, bytes] = {}
     for name, expected in hashes.items():
-        if name not in (TASK_FILE, PROMPT_FILE, VERBALIZER_FILE, PEFT_FILE):
+        if name not in (TASK_FILE, PROMPT_FILE, DEEP_FILE, VERBALIZER_FILE, PEFT_FILE):
             raise ArtifactError(f"{folder / STATE_FILE}: lists the unknown file {name!r}; save the classifier again")
         files[name] = _bytes(folder, name)
         found = hashlib.sha256(files[name]).hexdigest()
@@ -165,14 +171,15 @@ def read(folder: Path) -> Artifact:
     try:
         task = Task.from_text(files[TASK_FILE], source=str(folder / TASK_FILE))
         prompt = safetensors.torch.load(files[PROMPT_FILE])["prompt_embeddings"] if PROMPT_FILE in files else None
+        deep = safetensors.torch.load(files[DEEP_FILE])["keys_and_values"] if DEEP_FILE in files else None
         verbalizer = safetensors.torch.load(files[VERBALIZER_FILE]) if VERBALIZER_FILE in files else {}
     except (SafetensorError, KeyError, TaskError) as error:
         raise ArtifactError(f"{folder}: damaged ({error}); save the classifier again") from None
     peft = json.loads(files[PEFT_FILE]) if PEFT_FILE in files else None
-    for name, tensor in (("prompt", prompt), *verbalizer.items()):
+    for name, tensor in (("prompt", prompt), ("deep prompt", deep), *verbalizer.items()):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"{folder}: {name} holds numbers that are not finite; train it again")
-    return Artifact(task, prompt, verbalizer, state, peft, "")
+    return Artifact(task, prompt, deep, verbalizer, state, peft, "")
 
 
 def _replaceable(folder: Path) -> bool:

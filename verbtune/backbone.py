@@ -357,6 +357,7 @@ class Backbone:
         words: LabelWords,
         prompt: Tensor | None = None,
         *,
+        deep: Tensor | None = None,
         start: Start | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of all label words after each example, in one padded batch.
@@ -370,6 +371,8 @@ class Backbone:
         words : LabelWords
         prompt : Tensor of shape (P, H), optional
             The vectors at the soft slots.
+        deep : Tensor of shape (K, L, 2, A, D, E), optional
+            Deep prompts, of which every example says its own.
         start : Start, optional
             What `encode_start` made of how the examples begin, for a causal LM.
 
@@ -384,14 +387,46 @@ class Backbone:
         with self._lock:
             if words.longest == 1:
                 rows = torch.tensor([p[0] for p in words.pieces], device=self.device)
-                logits, states, _ = self._run(examples, prompt, rows=rows, start=start)
+                logits, states, _ = self._run(examples, prompt, deep, rows=rows, start=start)
                 return logits[:, 0].float(), states
             if self.kind == "masked":
-                return self._masked_words(examples, words, prompt)
-            return self._causal_words(examples, words, prompt, start)
+                return self._masked_words(examples, words, prompt, deep)
+            return self._causal_words(examples, words, prompt, deep, start)
+
+    def keys_and_values(self, vectors: Tensor) -> Tensor:
+        """What every layer makes of vectors at the input, as a deep prompt starts.
+
+        Parameters
+        ----------
+        vectors : Tensor of shape (D, H)
+            Input embeddings, read by themselves.
+
+        Returns
+        -------
+        Tensor of shape (L, 2, A, D, E)
+            Keys and values of A heads in L layers, in float32.
+
+        Raises
+        ------
+        BackboneError
+            If attention is not PyTorch's own, which is where a deep prompt comes in.
+        """
+        with self._lock, torch.no_grad(), _Remembering() as seen:
+            self.model.base_model(inputs_embeds=vectors[None].to(self.model.dtype))
+        if len({pair.shape for pair in seen.layers}) != 1:
+            raise BackboneError(
+                f"{self.name or type(self.model).__name__}: takes no deep prompt, since its layers do not call "
+                "PyTorch's attention alike; load it with attn_implementation='sdpa', or use steps=0"
+            )
+        return torch.stack(seen.layers).float()
 
     def encode_start(
-        self, examples: Sequence[Example], lengths: Sequence[int], prompt: Tensor | None = None
+        self,
+        examples: Sequence[Example],
+        lengths: Sequence[int],
+        prompt: Tensor | None = None,
+        *,
+        deep: Tensor | None = None,
     ) -> Start | None:
         """Keys and values of the first positions of each example, which a causal LM need not see again.
 
@@ -411,11 +446,17 @@ class Backbone:
             return None
         cut = [e.part(0, n) for e, n in zip(examples, lengths, strict=True)]
         with self._lock:
-            *_, grown = self._run(cut, prompt, rows=torch.zeros(1, dtype=torch.long), keep=True)
+            *_, grown = self._run(cut, prompt, deep, rows=torch.zeros(1, dtype=torch.long), keep=True)
         return grown
 
     def infer(
-        self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None = None, *, n_prefix: int = 0
+        self,
+        examples: Sequence[Example],
+        words: LabelWords,
+        prompt: Tensor | None = None,
+        *,
+        deep: Tensor | None = None,
+        n_prefix: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """`word_scores` of any number of examples, without gradients, in batches of similar length.
 
@@ -434,14 +475,14 @@ class Backbone:
         if not examples:
             return scores, states
         with torch.inference_mode():
-            start = self.encode_start(examples[:1], [min(n_prefix, min(e.answer for e in examples))], prompt)
+            start = self.encode_start(examples[:1], [min(n_prefix, min(e.answer for e in examples))], prompt, deep=deep)
             pending = list(by_length([len(e.ids) for e in examples], self.device))
             while pending:
                 index = pending.pop()
                 batch = [examples[i] for i in index]
                 try:
                     scores[index], states[index] = (
-                        t.cpu() for t in self.word_scores(batch, words, prompt, start=start)
+                        t.cpu() for t in self.word_scores(batch, words, prompt, deep=deep, start=start)
                     )
                 except RuntimeError as error:
                     if len(index) == 1 or not _out_of_memory(error):
@@ -454,6 +495,7 @@ class Backbone:
         self,
         examples: Sequence[Example],
         prompt: Tensor | None,
+        deep: Tensor | None,
         *,
         rows: Tensor | None = None,
         n_masks: int = 1,
@@ -483,7 +525,7 @@ class Backbone:
         if self.kind == "causal":
             inputs["use_cache"] = "past_key_values" in inputs
         head = self._head(rows)
-        with self._only_at(batch.answers, head), quick_gradients(self.device):
+        with self._only_at(batch.answers, head), quick_gradients(self.device), _before(deep, examples):
             # Where no answer or text sees padding no mask is passed: attention then takes its faster kernel.
             unseen = known if self.kind == "causal" else attention  # padding is on the right
             output = self.model(
@@ -539,12 +581,12 @@ class Backbone:
                 hook.remove()
 
     def _masked_words(
-        self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None
+        self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None, deep: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         scores: dict[int, Tensor] = {}
         first: Tensor | None = None
         for n in sorted({len(pieces) for pieces in words.pieces}):
-            logits, states, _ = self._run(examples, prompt, n_masks=n)
+            logits, states, _ = self._run(examples, prompt, deep, n_masks=n)
             logs = logits.float().log_softmax(-1)  # (B, n, V)
             first = states if first is None else first
             of_length = [w for w, pieces in enumerate(words.pieces) if len(pieces) == n]
@@ -555,18 +597,24 @@ class Backbone:
         return torch.stack([scores[w] for w in range(len(words.words))], dim=1), first
 
     def _causal_words(
-        self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None, start: Start | None
+        self,
+        examples: Sequence[Example],
+        words: LabelWords,
+        prompt: Tensor | None,
+        deep: Tensor | None,
+        start: Start | None,
     ) -> tuple[Tensor, Tensor]:
-        logits, states, context = self._run(examples, prompt, start=start, keep=True)
+        logits, states, context = self._run(examples, prompt, deep, start=start, keep=True)
         assert context is not None
         logs = logits[:, 0].float().log_softmax(-1)  # (B, V)
         scores = logs[:, [pieces[0] for pieces in words.pieces]]  # (B, W)
         tree = _Tree.of(words.pieces, self.device)
         size = max(1, LOGITS_PER_CHUNK // (len(tree.ids) * logits.shape[2]))
-        rest = [
-            self._continue(tree, context.select(range(at, min(at + size, len(examples)))))
-            for at in range(0, len(examples), size)
-        ]
+        rest = []
+        for at in range(0, len(examples), size):
+            some = range(at, min(at + size, len(examples)))
+            with _before(deep, [examples[i] for i in some]):
+                rest.append(self._continue(tree, context.select(some)))
         return scores.index_add(1, tree.word, torch.cat(rest)), states
 
     def _continue(self, tree: _Tree, start: Start) -> Tensor:
@@ -654,6 +702,64 @@ class _FloatAttention(TorchFunctionMode):
         with torch.autocast(args[0].device.type, enabled=False):
             found: Tensor = func(*map(_in_float, args), **{key: _in_float(value) for key, value in named.items()})
         return found.to(args[0].dtype)
+
+
+class _Before(TorchFunctionMode):
+    """Puts a deep prompt before the keys and values of every layer's scaled-dot-product attention, in their order."""
+
+    def __init__(self, layers: Tensor) -> None:
+        super().__init__()
+        self.layers = layers.unbind(0)  # of (L, 2, B, A, D, E)
+        self.layer = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **named)
+        query, *pair = args  # (B, A, T, E), twice (B, A, F, E)
+        before = self.layers[self.layer]  # (2, B, A, D, E)
+        self.layer += 1
+        mask = named.get("attn_mask")
+        if mask is None and named.get("is_causal"):
+            mask = torch.ones(query.shape[2], pair[0].shape[2], dtype=torch.bool, device=query.device).tril()
+        if mask is not None:
+            seen = True if mask.dtype == torch.bool else 0.0
+            mask = F.pad(mask, (before.shape[3], 0), value=seen)  # (…, T, D + F)
+        keys, values = (
+            torch.cat([_of_heads(b, x), x], dim=2) for b, x in zip(before.to(query.dtype), pair, strict=True)
+        )
+        return func(query, keys, values, **named | {"attn_mask": mask, "is_causal": False})
+
+
+def _of_heads(before: Tensor, like: Tensor) -> Tensor:
+    """Keys or values (B, A, D, E) for as many rows and heads as others have: some models repeat theirs when masked."""
+    return before.repeat_interleave(like.shape[1] // before.shape[1], dim=1).expand(len(like), -1, -1, -1)
+
+
+class _Remembering(TorchFunctionMode):
+    """Keeps the keys and values (2, A, F, E) of one example in every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self.layers.append(torch.stack(args[1:])[:, 0])
+        return func(*args, **(kwargs or {}))
+
+
+def _before(deep: Tensor | None, examples: Sequence[Example]) -> contextlib.AbstractContextManager[Any]:
+    """While open, the examples of a batch are read with the deep prompts (K, L, 2, A, D, E) that are theirs."""
+    if deep is None:
+        return contextlib.nullcontext()
+    if len(deep) > 1:
+        deep = deep[[example.deep for example in examples]]
+    return _Before(deep.movedim(0, 2))
 
 
 def _in_float(value: Any) -> Any:

@@ -16,7 +16,7 @@ import difflib
 import threading
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from .calibration import Calibration
 from .classifier import PromptClassifier
 from .compiled import CompiledTask
 from .data import DataError, check_row, check_rows
+from .deep import SecondOpinion
 from .encode import Example, Row
 from .task import TaskError
 from .verbalizer import LabelWords, Verbalizer
@@ -36,6 +37,7 @@ from .verbalizer import LabelWords, Verbalizer
 __all__ = ["TaskBank"]
 
 Probabilities = NDArray[np.float64]
+_Heard: TypeAlias = tuple[Tensor, Tensor]  # word scores (N, W) and states (N, S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +51,14 @@ class _Served:
     calibration: Calibration
     fields: tuple[str, ...]
     pieces: tuple[tuple[int, ...], ...]  # of the W label words, as far as they are read
+    second: SecondOpinion | None
 
-    def probabilities(self, word_scores: Tensor, states: Tensor) -> Probabilities:
-        """Class probabilities (N, C) of word scores (N, W) and states (N, S)."""
-        scores: Tensor = self.verbalizer(word_scores, states)  # (N, C)
-        return self.calibration.probabilities(scores.double().cpu().numpy())
+    def probabilities(self, first: _Heard, second: _Heard | None) -> Probabilities:
+        """Class probabilities (N, C) of what the LM says of N texts, and says with the deep prompt."""
+        scores: NDArray[np.float64] = self.verbalizer(*first).double().cpu().numpy()  # (N, C)
+        if self.second is not None and second is not None:
+            scores = scores + self.second.scores(self.verbalizer.of_words(second[0]).double().cpu().numpy())
+        return self.calibration.probabilities(scores)
 
 
 class TaskBank:
@@ -259,6 +264,7 @@ def _serve(clf: PromptClassifier, backbone: Backbone, name: str) -> _Served:
         calibration=clf.calibration_,
         fields=clf.task_.fields,
         pieces=pieces,
+        second=clf.second_opinion_,
     )
 
 
@@ -277,6 +283,36 @@ class _Alike:
 
 def _probabilities(backbone: Backbone, asked: Sequence[tuple[_Served, list[Row]]]) -> list[Probabilities]:
     """Class probabilities (N, C) for the rows of each task."""
+    first = _heard(backbone, [(served.compiled, served.pieces, served.prompt, rows) for served, rows in asked], None)
+    seconds: dict[int, _Heard] = {}
+    by_shape: dict[torch.Size, list[int]] = {}
+    for i, (served, _) in enumerate(asked):
+        if served.second is not None:
+            by_shape.setdefault(served.second.deep.shape, []).append(i)
+    for alike in by_shape.values():
+        parts, deep = [], []
+        for i in alike:
+            served, rows = asked[i]
+            assert served.second is not None
+            parts.append((served.compiled, served.compiled.words.pieces, served.prompt, rows))
+            deep.append(served.second.deep)
+        seconds |= dict(zip(alike, _heard(backbone, parts, torch.cat(deep).to(backbone.device)), strict=True))
+    return [served.probabilities(first[i], seconds.get(i)) for i, (served, _) in enumerate(asked)]
+
+
+def _heard(
+    backbone: Backbone,
+    asked: Sequence[tuple[CompiledTask, tuple[tuple[int, ...], ...], Tensor | None, list[Row]]],
+    deep: Tensor | None,
+) -> list[_Heard]:
+    """What the LM says of each task's rows.
+
+    Parameters
+    ----------
+    asked : sequence of (task, label words' pieces, soft prompt (P, H) or None, rows), length K
+    deep : Tensor of shape (K, L, 2, A, D, E), optional
+        The tasks' deep prompts.
+    """
     examples: list[Example] = []
     by_task: list[list[int]] = []
     by_text: dict[tuple[str, ...], list[int]] = {}
@@ -284,21 +320,21 @@ def _probabilities(backbone: Backbone, asked: Sequence[tuple[_Served, list[Row]]
     n_slots = 0
     lots: dict[Hashable, dict[tuple[int, ...], int]] = {}  # words that are scored together, and their columns
     keys: list[Hashable] = []
-    for served, rows in asked:
+    for number, (compiled, pieces, prompt, rows) in enumerate(asked):
         index = list(range(len(examples), len(examples) + len(rows)))
         by_task.append(index)
         for i, row in zip(index, rows, strict=True):
             by_text.setdefault(tuple(row.values()), []).append(i)
-        examples += [_moved(example, n_slots) for example in served.compiled.encode(rows)]
-        if served.prompt is not None:
-            prompts.append(served.prompt)
-            n_slots += len(served.prompt)
-        keys.append(_lot(served, len(keys)))
+        examples += [_moved(example, n_slots, 0 if deep is None else number) for example in compiled.encode(rows)]
+        if prompt is not None:
+            prompts.append(prompt)
+            n_slots += len(prompt)
+        keys.append(_lot(backbone, pieces, number))
         columns = lots.setdefault(keys[-1], {})
-        for word in served.pieces:
+        for word in pieces:
             columns.setdefault(word, len(columns))
     if not examples:
-        return [np.empty((0, len(served.classes))) for served, _ in asked]
+        return [(torch.empty(0, len(pieces)), torch.empty(0, backbone.state_width)) for _, pieces, *_ in asked]
     alike: list[_Alike] = []
     if backbone.kind == "causal":
         choices = (_alike(examples, groups) for groups in (by_task, by_text.values()))
@@ -309,23 +345,24 @@ def _probabilities(backbone: Backbone, asked: Sequence[tuple[_Served, list[Row]]
         [key for key, index in zip(keys, by_task, strict=True) for _ in index],
         {key: _words(columns) for key, columns in lots.items()},
         torch.cat(prompts) if prompts else None,  # (ΣP, H)
+        deep,
         alike,
     )
     scores, states = scores.to(backbone.device), states.to(backbone.device)  # (N, W), (N, S)
     return [
-        served.probabilities(scores[index][:, [lots[key][word] for word in served.pieces]], states[index])
-        for (served, _), key, index in zip(asked, keys, by_task, strict=True)
+        (scores[index][:, [lots[key][word] for word in pieces]], states[index])
+        for (_, pieces, *_), key, index in zip(asked, keys, by_task, strict=True)
     ]
 
 
-def _lot(served: _Served, number: int) -> Hashable:
+def _lot(backbone: Backbone, pieces: tuple[tuple[int, ...], ...], number: int) -> Hashable:
     """What tasks have in common whose label words are scored together at no further cost.
 
     A masked LM makes a pass for each number of pieces. A causal one goes on from every example with every word of
     several pieces, so a task with such words stays alone.
     """
-    lengths = frozenset(map(len, served.pieces))
-    alone = served.compiled.backbone.kind == "causal" and max(lengths) > 1
+    lengths = frozenset(map(len, pieces))
+    alone = backbone.kind == "causal" and max(lengths) > 1
     return lengths, number if alone else None
 
 
@@ -335,9 +372,10 @@ def _words(pieces: Iterable[tuple[int, ...]]) -> LabelWords:
     return LabelWords(("",), ("",) * len(every), every, (0,) * len(every), (1.0,) * len(every))
 
 
-def _moved(example: Example, n_slots: int) -> Example:
-    """An example whose soft slots count from `n_slots`."""
-    return dataclasses.replace(example, slots=[slot if slot < 0 else slot + n_slots for slot in example.slots])
+def _moved(example: Example, n_slots: int, deep: int) -> Example:
+    """An example of the deep prompt of that number, whose soft slots count from `n_slots`."""
+    slots = [slot if slot < 0 else slot + n_slots for slot in example.slots]
+    return dataclasses.replace(example, slots=slots, deep=deep)
 
 
 def _alike(examples: Sequence[Example], groups: Iterable[list[int]]) -> list[_Alike]:
@@ -364,6 +402,7 @@ def _infer(
     lots: Sequence[Hashable],
     words: Mapping[Hashable, LabelWords],
     prompt: Tensor | None,
+    deep: Tensor | None,
     alike: Sequence[_Alike],
 ) -> tuple[Tensor, Tensor]:
     """`Backbone.infer` of examples that have different words and may start alike.
@@ -399,17 +438,17 @@ def _infer(
             # What does not fit in memory is left to `infer`, which halves its batches.
             with contextlib.suppress(torch.OutOfMemoryError):
                 start = backbone.encode_start(
-                    [examples[g.index[0]] for g in groups], [g.length for g in groups], prompt
+                    [examples[g.index[0]] for g in groups], [g.length for g in groups], prompt, deep=deep
                 )
                 assert start is not None
                 for lot, index in by_lot(row):
                     for batch in by_length([len(examples[i].ids) for i in index], backbone.device):
                         here = [index[j] for j in batch]
                         onward = start.select([row[i] for i in here])
-                        found = backbone.word_scores([examples[i] for i in here], lot, prompt, start=onward)
+                        found = backbone.word_scores([examples[i] for i in here], lot, prompt, deep=deep, start=onward)
                         scores[here, : len(lot.words)], states[here] = (t.cpu() for t in found)
                         rest.difference_update(here)
         for lot, index in by_lot(sorted(rest)):
-            found = backbone.infer([examples[i] for i in index], lot, prompt)
+            found = backbone.infer([examples[i] for i in index], lot, prompt, deep=deep)
             scores[index, : len(lot.words)], states[index] = found
     return scores, states

@@ -28,6 +28,7 @@ from .backbone import Backbone
 from .calibration import Calibration, batch
 from .compiled import CompiledTask, compile_task
 from .data import DataError, check_labels, check_rows
+from .deep import SecondOpinion, second_opinion
 from .encode import Example
 from .plots import draw_history
 from .prompt import REPARAMETERIZATIONS, SoftPrompt, from_labels, from_random, from_vocabulary
@@ -92,13 +93,34 @@ class _Labelled:
         return (F.cross_entropy(scores, targets, reduction="none") * weights).mean()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """What is known of rows that were fitted.
+
+    Attributes
+    ----------
+    strength : float
+        Of their pull to zero.
+    calibration : Calibration
+    against : ndarray of shape (C,)
+        The class bias that calibrates the manual prompt.
+    held_out : ndarray of shape (N, C) or None
+        See `choose_reading`.
+    """
+
+    strength: float
+    calibration: Calibration
+    against: NDArray[np.float64]
+    held_out: NDArray[np.float64] | None
+
+
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Text classification by prompt tuning on a frozen masked or causal language model.
 
-    What is learned are the vectors of a soft prompt, which start at the manual prompt, and, with a learned
-    verbalizer, a row for every class. The rows are fitted first, with the prompt as it starts, then both are
-    tuned together. Cross-validation inside the training texts says what the rows read, how far they
-    leave the manual prompt, and at which temperature scores become probabilities.
+    What is learned are a row for every class, which starts at the manual prompt, and a prompt. The rows are fitted with
+    the prompt as it is; then a deep prompt is tuned, keys and values before those of every layer, and is a second
+    opinion beside the rows where it knows more than they do. Cross-validation inside the training texts says that, and
+    what the rows read, how far they leave the manual prompt, and at which temperature scores become probabilities.
 
     Parameters
     ----------
@@ -123,9 +145,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         What becomes of label words of several tokens.
     learning_rate : float, default=0.003
         Peak step size of AdamW; prompt vectors move in units of the LM's embedding size.
-    steps : int, default=0
-        Of joint tuning of prompt and rows; 0 leaves the prompt as it starts. Tuning takes a multiple of the time,
-        and a small trial showed no clear gain on `builtin/masked`; larger LMs may repay it.
+    steps : int, optional
+        Of joint tuning of rows and soft tokens, with the settings below, in place of the deep prompt; 0 learns the rows
+        only, in a fraction of the time. Default: the deep prompt, as cross-validation wants it.
     batch_size : int, default=16
     weight_decay : float, default=0.01
         Pull back to the manual prompt and to the LM's own rows.
@@ -151,9 +173,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     prompt_ : Tensor of shape (P, H), or None
         The learned vectors.
     verbalizer_ : Verbalizer
+    second_opinion_ : SecondOpinion or None
+        The deep prompt, where there is one: then every text is read twice.
     calibration_ : Calibration
     history_ : History
-        Loss, validation score, learning rate and gradient norms, step by step.
+        Loss, validation score, learning rate and gradient norms, step by step, of the last tuning.
     trained_parameters_ : int
     task_ : Task
     compiled_ : CompiledTask
@@ -187,7 +211,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         aggregate: str = "mean",
         multi_token: str = "exact",
         learning_rate: float = 0.003,
-        steps: int = 0,
+        steps: int | None = None,
         batch_size: int = 16,
         weight_decay: float = 0.01,
         warmup: float = 0.1,
@@ -263,10 +287,20 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             compiled.words, backbone.state_width, aggregate=self.aggregate, learned=self.verbalizer == "learned"
         ).to(backbone.device)
 
-        strength, calibration = 0.0, Calibration.none(len(classes))
+        history, calibration, opinion = History(), Calibration.none(len(classes)), None
+        fitted = None
         if self.verbalizer == "learned":
-            strength, calibration = _fit_rows(compiled, verbalizer, prompt, texts.take(training), seed)
-        history = self._tune(compiled, verbalizer, prompt, texts.take(training), texts.take(held_out), strength, seed)
+            fitted = _fit_rows(compiled, verbalizer, prompt, texts.take(training), seed)
+            calibration = fitted.calibration
+        if self.steps:
+            strength = fitted.strength if fitted else 0.0
+            history = self._tune(
+                compiled, verbalizer, prompt, texts.take(training), texts.take(held_out), strength, seed
+            )
+        elif self.steps is None and fitted is not None and fitted.held_out is not None:
+            found = self._second_opinion(compiled, prompt, texts.take(training), fitted, seed)
+            if found is not None:
+                opinion, calibration, history = found
 
         self.parameters_ = self._plain_parameters()
         self.task_ = task
@@ -274,10 +308,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.compiled_ = compiled
         self.prompt_ = None if prompt is None else prompt().detach()
         self.verbalizer_ = verbalizer.requires_grad_(False)
+        self.second_opinion_ = opinion
         self.calibration_ = calibration
         self.history_ = history
         learned = [verbalizer, prompt] if self.steps and prompt is not None else [verbalizer]
         self.trained_parameters_ = sum(p.numel() for part in learned for p in part.parameters())
+        if opinion is not None:
+            self.trained_parameters_ += opinion.deep.numel() + opinion.bias.size
         return self
 
     def class_scores(self, X: Any) -> NDArray[np.float64]:
@@ -292,7 +329,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device = self.compiled_.backbone.device
         with torch.no_grad():
             scores: Tensor = self.verbalizer_(words.to(device), states.to(device))
-        return scores.double().cpu().numpy()
+        found: NDArray[np.float64] = scores.double().cpu().numpy()
+        if self.second_opinion_ is not None:
+            words, _ = self.compiled_.infer(rows, self.prompt_, deep=self.second_opinion_.deep)
+            spoken = self.verbalizer_.of_words(words.to(device)).double().cpu().numpy()
+            found = found + self.second_opinion_.scores(spoken)
+        return found
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Calibrated class scores (N, C); as scikit-learn wants it, their difference (N,) for two classes."""
@@ -434,9 +476,18 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "held_out": {"right": self.calibration_.right.tolist(), "wrong": self.calibration_.wrong.tolist()},
             "trained_parameters": self.trained_parameters_,
         }
+        opinion = self.second_opinion_
+        if opinion is not None:
+            state["second_opinion"] = {"weight": opinion.weight, "bias": opinion.bias.tolist()}
         tensors = {k: v.cpu() for k, v in self.verbalizer_.state_dict().items() if k not in ("owner", "weights")}
         saved = artifact.Artifact(
-            self.task_, None if prompt is None else prompt.float().cpu(), tensors, state, peft, _card(self)
+            self.task_,
+            None if prompt is None else prompt.float().cpu(),
+            None if opinion is None else opinion.deep.cpu(),
+            tensors,
+            state,
+            peft,
+            _card(self),
         )
         artifact.write(Path(folder), saved)
 
@@ -504,6 +555,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         calibration = saved.state["calibration"]
         tried = {name: np.array(found) for name, found in saved.state.get("held_out", {}).items()}
         clf.calibration_ = Calibration(calibration["temperature"], np.array(calibration["bias"]), **tried)
+        second = saved.state.get("second_opinion")
+        clf.second_opinion_ = (
+            None
+            if second is None or saved.deep is None
+            else SecondOpinion(saved.deep.to(backbone.device), second["weight"], np.array(second["bias"]))
+        )
         clf.history_ = History()
         clf.trained_parameters_ = saved.state["trained_parameters"]
         return clf
@@ -571,6 +628,24 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             parameters["random_state"] = None
         return parameters
 
+    def _second_opinion(
+        self, compiled: CompiledTask, prompt: SoftPrompt | None, texts: _Labelled, fitted: _Fitted, seed: int
+    ) -> tuple[SecondOpinion, Calibration, History] | None:
+        assert fitted.held_out is not None
+        return second_opinion(
+            compiled,
+            texts.examples,
+            texts.codes,
+            texts.weights,
+            vectors=None if prompt is None else prompt().detach(),
+            aggregate=self.aggregate,
+            against=fitted.against,
+            rows=fitted.held_out,
+            first=fitted.calibration,
+            seed=seed,
+            progress=self.verbose,
+        )
+
     def _tune(
         self,
         compiled: CompiledTask,
@@ -590,7 +665,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         # examples share comes first and is read once a batch.
         shared = min(compiled.layout.n_prefix, *(e.answer for e in training.examples))
         frozen = [frozen_length(e) for e in training.examples]
-        reused = self.steps > 0 and backbone.kind == "causal" and min(frozen) > shared
+        steps = self.steps or 0
+        reused = steps > 0 and backbone.kind == "causal" and min(frozen) > shared
         texts = TextCache(backbone, training.examples, frozen) if reused else None
 
         def loss(index: Sequence[int], vectors: Tensor | None) -> Tensor:
@@ -612,7 +688,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             [len(e.ids) for e in training.examples],
             prompt=prompt,
             learning_rate=self.learning_rate,
-            steps=self.steps,
+            steps=steps,
             batch_size=self.batch_size,
             warmup=self.warmup,
             weight_decay=self.weight_decay,
@@ -625,7 +701,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         if history.interrupted:
             warnings.warn(
-                f"training was interrupted after {len(history.steps) - 1} of {self.steps} steps; "
+                f"training was interrupted after {len(history.steps) - 1} of {steps} steps; "
                 f"the prompt of step {history.best_step} is kept",
                 stacklevel=3,
             )
@@ -645,7 +721,7 @@ def check_parameters(clf: PromptClassifier, task: Task) -> None:
             raise ParameterError(f"{name}={value!r} is unknown; use one of {', '.join(choices)}")
     for name, (low, high) in RANGES.items():
         value = getattr(clf, name)
-        if name == "max_length" and value is None:
+        if name in ("max_length", "steps") and value is None:
             continue
         kind, noun = (numbers.Integral, "a whole number") if name in WHOLE else (numbers.Real, "a number")
         good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(float(value))
@@ -704,8 +780,8 @@ def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
 
 def _fit_rows(
     compiled: CompiledTask, verbalizer: Verbalizer, prompt: SoftPrompt | None, texts: _Labelled, seed: int
-) -> tuple[float, Calibration]:
-    """Set the verbalizer's rows to the best ones for the prompt as it starts; give their pull and a calibration."""
+) -> _Fitted:
+    """Set the verbalizer's rows to the best ones for the prompt as it starts."""
     backbone = compiled.backbone
     with torch.no_grad():
         vectors = None if prompt is None else prompt()
@@ -715,7 +791,7 @@ def _fit_rows(
     against = batch(scores).bias
     # Products are small here: threads that wait for each other take ten times as long.
     with threadpool_limits(1, user_api="blas"):
-        reading, calibration = choose_reading(
+        reading, calibration, held_out = choose_reading(
             scores + against,
             read,
             y,
@@ -737,7 +813,7 @@ def _fit_rows(
     tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()}
     verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
     verbalizer.to(backbone.device)
-    return reading.strength, calibration
+    return _Fitted(reading.strength, calibration, against, held_out)
 
 
 def _peft_config(backbone: Backbone, n: int) -> dict[str, Any]:

@@ -27,9 +27,11 @@ class CompiledTask:
         """Rows of texts as examples."""
         return encode(self.layout, rows, self.backbone.tokenizer)
 
-    def infer(self, rows: Sequence[Row], prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Word scores (N, W) and states (N, H) of rows of texts, without gradients."""
-        return self.backbone.infer(self.encode(rows), self.words, prompt, n_prefix=self.layout.n_prefix)
+    def infer(
+        self, rows: Sequence[Row], prompt: Tensor | None = None, *, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Word scores (N, W) and states (N, S) of rows of texts, without gradients."""
+        return self.backbone.infer(self.encode(rows), self.words, prompt, deep=deep, n_prefix=self.layout.n_prefix)
 
     @property
     def state_pieces(self) -> int:

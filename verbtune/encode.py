@@ -119,12 +119,15 @@ class Example:
         Position of the mask, or for a causal LM of the last token, whose logits predict the answer.
     texts : tuple of (start, stop)
         Where the fields' texts stand.
+    deep : int
+        Index of the deep prompt that it is read with, where there are some.
     """
 
     ids: list[int]
     slots: list[int]
     answer: int
     texts: tuple[tuple[int, int], ...] = ()
+    deep: int = 0
 
     def part(self, start: int, stop: int | None = None) -> Example:
         """The positions from `start` to `stop` as an example; an answer after them moves to the end."""
@@ -132,7 +135,11 @@ class Example:
         stop = start + len(ids)
         texts = ((max(a, start) - start, min(b, stop) - start) for a, b in self.texts)
         return Example(
-            ids, self.slots[start:stop], min(self.answer, stop - 1) - start, tuple((a, b) for a, b in texts if a < b)
+            ids,
+            self.slots[start:stop],
+            min(self.answer, stop - 1) - start,
+            tuple((a, b) for a, b in texts if a < b),
+            self.deep,
         )
 
 

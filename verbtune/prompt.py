@@ -1,7 +1,7 @@
-"""Soft prompts: the vectors that are learned, and where they start.
+"""Prompts: the vectors that are learned, and where they start.
 
-A `SoftPrompt` is `() → (P, H)`: a frozen start plus a learned change that is zero at first, so that step 0
-of training is the start itself. Only the sum is saved.
+A `SoftPrompt` is `() → (P, H)`, a `DeepPrompt` `() → (1, L, 2, A, D, E)`: a frozen start plus a learned change
+that is zero at first, so that step 0 of training is the start itself. Only the sum is saved.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SoftPrompt", "from_labels", "from_random", "from_vocabulary"]
+__all__ = ["DeepPrompt", "SoftPrompt", "from_labels", "from_random", "from_vocabulary"]
 
 REPARAMETERIZATIONS = ("direct", "mlp", "low_rank")
 
@@ -89,6 +89,37 @@ class SoftPrompt(nn.Module):
             change = self.theta
         vectors: Tensor = self.start + self.scale * change  # (P, H)
         return vectors
+
+
+class DeepPrompt(nn.Module):
+    """Keys and values that stand before those of every layer and take no positions (P-tuning v2, arXiv 2110.07602).
+
+    Each layer's keys, and its values, change in units of how much they differ at the start.
+
+    Parameters
+    ----------
+    start : Tensor of shape (L, 2, A, D, E)
+        Keys and values of D vectors in L layers of A heads of width E, as `Backbone.keys_and_values` gives them.
+
+    Examples
+    --------
+    >>> DeepPrompt(torch.randn(6, 2, 12, 4, 32))().shape
+    torch.Size([1, 6, 2, 12, 4, 32])
+    """
+
+    start: Tensor
+    scale: Tensor
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("start", start.detach().clone())
+        self.register_buffer("scale", start.std(dim=(2, 3, 4), keepdim=True))  # (L, 2, 1, 1, 1)
+        self.theta = nn.Parameter(torch.zeros_like(start))  # (L, 2, A, D, E)
+
+    def forward(self) -> Tensor:
+        """One deep prompt, of shape (1, L, 2, A, D, E)."""
+        together: Tensor = (self.start + self.scale * self.theta)[None]
+        return together
 
 
 def from_vocabulary(embeddings: Tensor, n: int, *, exclude: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -118,7 +118,7 @@ def choose_reading(
     split: int,
     seed: int,
     costly_words: bool = False,
-) -> tuple[Reading, Calibration]:
+) -> tuple[Reading, Calibration, Array | None]:
     """What to read, by the likelihood of texts held out in turn, each reading at its own best temperature.
 
     Parameters
@@ -140,6 +140,8 @@ def choose_reading(
     calibration : Calibration
         The temperature that suits the held-out scores, tried on them; none where a class has one text only, and the
         first of all readings is taken. With more texts than choose, one in four of all, or less, is held out for it.
+    held_out : ndarray of shape (N, C) or None
+        Each text's class scores by rows that were fitted to others, uncalibrated; None where not all were held out.
     """
     center = states.mean(axis=0)
     sizes = (split, states.shape[1] - split)
@@ -157,18 +159,19 @@ def choose_reading(
     folds, many = min(FOLDS, counts[counts > 0].min()), len(y) > MOST_CHOOSING
     if folds < 2:
         first = reading(shares, scale, strength)
-        return first, _calibrate(base, states, y, weight, first, seed) if many else Calibration.none(base.shape[1])
+        none = Calibration.none(base.shape[1])
+        return first, _calibrate(base, states, y, weight, first, seed) if many else none, None
     parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(chosen, y[chosen]))
 
     @functools.cache
-    def held_out(*choice: Any) -> tuple[float, Calibration]:
+    def held_out(*choice: Any) -> tuple[float, Calibration, Array]:
         tried = reading(*choice)
         scores = np.empty((len(chosen), base.shape[1]))
         for inside, outside in parts:
             scores[outside] = _unseen(base, states, y, weight, tried, chosen[inside], chosen[outside])
         calibration = temperature(scores, y[chosen], sample_weight=weight[chosen])
         logs = log_softmax(calibration.apply(scores), axis=1)[np.arange(len(chosen)), y[chosen]]
-        return float((weight[chosen] * logs).sum()), calibration.tried_on(scores, y[chosen])
+        return float((weight[chosen] * logs).sum()), calibration.tried_on(scores, y[chosen]), scores
 
     # One choice after the other: a third of the fits of the whole grid.
     shares = max(SHARES, key=lambda s: held_out(s, scale, strength)[0])
@@ -176,7 +179,10 @@ def choose_reading(
     strength = max(STRENGTHS, key=lambda s: held_out(shares, scale, s)[0])
     best = reading(shares, scale, strength)
     # Those that choose may be few of each of many classes: rows fitted to them are much worse than the final ones.
-    return best, _calibrate(base, states, y, weight, best, seed) if many else held_out(shares, scale, strength)[1]
+    if many:
+        return best, _calibrate(base, states, y, weight, best, seed), None
+    _, calibration, scores = held_out(shares, scale, strength)
+    return best, calibration, scores[np.argsort(chosen)]
 
 
 def _unseen(

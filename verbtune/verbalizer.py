@@ -169,21 +169,23 @@ class Verbalizer(nn.Module):
         -------
         Tensor of shape (B, C)
         """
+        scores = self.of_words(word_scores)
+        if self.rows is not None and self.bias is not None:
+            read = (states - self.center) * self.gain  # (B, S)
+            scores = self.word_scale * scores + read @ self.rows.T + self.bias  # (B, C)
+        return scores
+
+    def of_words(self, word_scores: Tensor) -> Tensor:
+        """Class scores (B, C) of the label words (B, W) alone."""
         shape = (len(word_scores), self.n_classes)
         owner = self.owner.expand(len(word_scores), -1)  # (B, W)
         if self.aggregate == "mean":
             totals = self.weights.new_zeros(self.n_classes).index_add(0, self.owner, self.weights)  # (C,)
             share = self.weights / totals[self.owner]  # (W,)
-            scores = word_scores.new_zeros(shape).scatter_add(1, owner, word_scores * share)
-        else:
-            weighted = word_scores + self.weights.log()
-            top = word_scores.new_zeros(shape).scatter_reduce(1, owner, weighted, "amax", include_self=False)
-            if self.aggregate == "max":
-                scores = top
-            else:
-                parts = (weighted - top.detach().gather(1, owner)).exp()
-                scores = top.detach() + word_scores.new_zeros(shape).scatter_add(1, owner, parts).log()
-        if self.rows is not None and self.bias is not None:
-            read = (states - self.center) * self.gain  # (B, S)
-            scores = self.word_scale * scores + read @ self.rows.T + self.bias  # (B, C)
-        return scores
+            return word_scores.new_zeros(shape).scatter_add(1, owner, word_scores * share)
+        weighted = word_scores + self.weights.log()
+        top = word_scores.new_zeros(shape).scatter_reduce(1, owner, weighted, "amax", include_self=False)
+        if self.aggregate == "max":
+            return top
+        parts = (weighted - top.detach().gather(1, owner)).exp()
+        return top.detach() + word_scores.new_zeros(shape).scatter_add(1, owner, parts).log()

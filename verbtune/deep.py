@@ -1,0 +1,187 @@
+"""A second opinion: the label words, as the LM scores them behind a deep prompt that is tuned.
+
+Rows read what the LM's states hold; learned keys and values before every layer's own change what it makes of a text.
+With few texts that helps much or harms, so it is kept only where texts held out in turn say that it knows more than the
+rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor, nn
+
+from .backbone import BackboneError
+from .calibration import Calibration, temperature
+from .compiled import CompiledTask
+from .encode import Example
+from .prompt import DeepPrompt, from_vocabulary
+from .tuning import History, tune
+from .verbalizer import Verbalizer
+
+__all__ = ["SecondOpinion", "second_opinion"]
+
+Array = NDArray[np.float64]
+
+LENGTH = 4
+STEPS = 30
+LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
+BATCH_SIZE = 16
+FOLDS = 4
+MOST_TEXTS = 500
+LEAST_SURE = 1.5  # standard errors by which held-out texts must prefer both opinions to the rows alone
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondOpinion:
+    """Class scores that are added to those of the rows.
+
+    Attributes
+    ----------
+    deep : Tensor of shape (1, L, 2, A, D, E)
+        The deep prompt, in float16.
+    weight : float
+        Of the label words' class scores.
+    bias : ndarray of shape (C,)
+    """
+
+    deep: Tensor
+    weight: float
+    bias: Array
+
+    def scores(self, class_scores: Array) -> Array:
+        """What is added (N, C), from the label words' class scores (N, C) behind the deep prompt."""
+        return self.weight * class_scores + self.bias
+
+
+def second_opinion(
+    compiled: CompiledTask,
+    examples: Sequence[Example],
+    y: NDArray[np.intp],
+    weight: Array,
+    *,
+    vectors: Tensor | None,
+    aggregate: str,
+    against: Array,
+    rows: Array,
+    first: Calibration,
+    seed: int,
+    progress: bool = False,
+) -> tuple[SecondOpinion, Calibration, History] | None:
+    """Tune a deep prompt, if texts that are held out in turn say that it knows more than the rows do.
+
+    Parameters
+    ----------
+    compiled : CompiledTask
+    examples : sequence of Example, length N
+    y, weight : ndarray of shape (N,)
+        Classes as indices, and weights.
+    vectors : Tensor of shape (P, H), optional
+        The soft prompt.
+    aggregate : str
+        See `Verbalizer`.
+    against : ndarray of shape (C,)
+        The class bias that calibrates the manual prompt, where the tuned one starts.
+    rows : ndarray of shape (N, C)
+        Class scores of each text by rows that were fitted to others.
+    first : Calibration
+        The one that suits these.
+    seed : int
+    progress : bool
+
+    Returns
+    -------
+    (SecondOpinion, Calibration, History) or None
+        The calibration is for the sum of both opinions' class scores, the history that of tuning on all texts. None
+        where the rows know as much, where there are too few or too many texts to tell, or for an LM that takes no
+        deep prompt.
+    """
+    folds = min(FOLDS, np.bincount(y)[np.unique(y)].min())
+    if folds < 2 or len(y) > MOST_TEXTS:
+        return None
+    backbone = compiled.backbone
+    generator = torch.Generator().manual_seed(seed)
+    table, special = backbone.embedding_table(), backbone.tokenizer.all_special_ids
+    try:
+        start = backbone.keys_and_values(from_vocabulary(table, LENGTH, exclude=special, generator=generator))
+    except BackboneError as error:
+        warnings.warn(f"{error}; only the rows are learned", stacklevel=4)
+        return None
+    verbalizer = Verbalizer(compiled.words, backbone.state_width, aggregate=aggregate).to(backbone.device)
+
+    def tuned(inside: NDArray[np.intp], *, progress: bool) -> tuple[_Parts, History]:
+        parts = _Parts(start, against).to(backbone.device)
+        targets = torch.tensor(y, device=backbone.device)  # (N,)
+        weights = torch.tensor(weight, dtype=torch.float32, device=backbone.device)  # (N,)
+
+        def loss(index: Sequence[int], _: Tensor | None) -> Tensor:
+            at = [int(inside[i]) for i in index]
+            found = backbone.word_scores([examples[i] for i in at], compiled.words, vectors, deep=parts.deep())
+            each = F.cross_entropy(verbalizer(*found) + parts.bias, targets[at], reduction="none")  # (B,)
+            return (each * weights[at]).mean()
+
+        history = tune(
+            parts,
+            loss,
+            [len(examples[i].ids) for i in inside],
+            prompt=None,
+            learning_rate=LEARNING_RATE,
+            steps=STEPS,
+            batch_size=BATCH_SIZE,
+            warmup=0.1,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            seed=seed,
+            progress=progress,
+        )
+        return parts.requires_grad_(False), history
+
+    def heard(index: NDArray[np.intp], parts: _Parts) -> Array:
+        with torch.no_grad():
+            chosen, n_prefix = [examples[i] for i in index], compiled.layout.n_prefix
+            words, states = backbone.infer(chosen, compiled.words, vectors, deep=parts.deep(), n_prefix=n_prefix)
+            scores: Tensor = verbalizer(words.to(backbone.device), states.to(backbone.device)) + parts.bias
+        return scores.double().cpu().numpy()
+
+    words = np.empty_like(rows)
+    for inside, outside in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(y, y):
+        parts, history = tuned(inside, progress=progress)
+        if history.interrupted:
+            warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=4)
+            return None
+        words[outside] = heard(outside, parts)
+    second = temperature(words, y, sample_weight=weight)
+    alone = first.apply(rows)
+    share = first.temperature / second.temperature
+    both = rows + share * words
+    calibration = temperature(both, y, sample_weight=weight).tried_on(both, y)
+    gain = weight * (_log_likelihood(calibration.apply(both), y) - _log_likelihood(alone, y))
+    if gain.mean() <= LEAST_SURE * gain.std() / len(y) ** 0.5:
+        return None
+    parts, history = tuned(np.arange(len(y)), progress=progress)
+    # As it is saved: a file of half the size, and the same answers after loading.
+    deep = parts.deep().half()
+    opinion = SecondOpinion(deep, float(share), share * parts.bias.double().cpu().numpy())
+    return opinion, calibration, history
+
+
+class _Parts(nn.Module):
+    """What is tuned: a deep prompt, and the bias of the classes."""
+
+    def __init__(self, start: Tensor, against: Array) -> None:
+        super().__init__()
+        self.deep = DeepPrompt(start)
+        self.bias = nn.Parameter(torch.tensor(against, dtype=torch.float32))  # (C,)
+
+
+def _log_likelihood(scores: Array, y: NDArray[np.intp]) -> Array:
+    found: Array = log_softmax(scores, axis=1)[np.arange(len(y)), y]
+    return found
