@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 
+import verbtune.deep
 from verbtune import Backbone, BackboneError, PromptClassifier, TaskBank, TaskError
 from verbtune.artifact import ArtifactError, size
 from verbtune.data import DataError
@@ -44,6 +46,8 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "several": (TONE | {"verbalizer": SEVERAL}, {}),
     "weightless": (TONE | {"verbalizer": ALL_LONG}, {"verbalizer": "learned", "prompt_length": 1}),
     "pair": (TONE | PAIR, {"prompt_length": 2}),
+    "second": (TONE, {"verbalizer": "learned"}),
+    "another second": (TONE | {"verbalizer": SEVERAL}, {"verbalizer": "learned", "random_state": 1}),
 }
 
 
@@ -54,7 +58,10 @@ def fitted(architecture: str) -> dict[str, PromptClassifier]:
     classifiers = {}
     for name, (task, options) in TASKS.items():
         X = [{"text": text, "b": "a film"} for text in SENTENCES] if name == "pair" else SENTENCES
-        clf = PromptClassifier(task, model=tiny(architecture), **({"verbalizer": "fixed"} | options)).fit(X, LABELS)
+        options = {"verbalizer": "fixed", "steps": None if "second" in name else 0} | options
+        with mock.patch.object(verbtune.deep, "LEAST_SURE", -np.inf):
+            clf = PromptClassifier(task, model=tiny(architecture), **options).fit(X, LABELS)
+        assert (clf.second_opinion_ is not None) == ("second" in name)
         if clf.prompt_ is not None:
             clf.prompt_ = clf.prompt_ + 0.1 * torch.randn_like(clf.prompt_)
         if name == "weightless":
@@ -308,7 +315,7 @@ def test_tasks_come_and_go_while_others_serve(architecture: str, tmp_path: Path)
             TaskError,
             "row 1: no task called 'leaned'; near to it: learned; the bank",
         ),
-        ([("zzz", "a")], TaskError, "row 0: no task called 'zzz'; the bank has 7; give one of bank.names"),
+        ([("zzz", "a")], TaskError, "row 0: no task called 'zzz'; the bank has 9; give one of bank.names"),
         ([(["learned"], "a")], TaskError, "row 0: no task called ['learned']; near to it: learned; the bank"),
         ([("learned", "a"), ("pair", "b")], DataError, "row 1: task 'pair': this task reads text, b; give a dict"),
         ([("pair", {"text": "b"})], DataError, "row 0: task 'pair': the field 'b' is missing; it has text"),

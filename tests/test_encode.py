@@ -411,6 +411,17 @@ def test_a_part_of_an_example_keeps_what_is_in_it() -> None:
     assert whole.part(0) == whole
 
 
+def test_a_cropped_example_loses_the_ends_of_its_texts_only() -> None:
+    whole = Example([5, 6, 7, 8, 9, 4, 3], [-1, 0, -1, -1, 1, -1, -1], 5, ((0, 1), (2, 5)), 3)
+    assert whole.cropped(9) == whole
+    assert whole.cropped(1) == Example([5, 6, 7, 4, 3], [-1, 0, -1, -1, -1], 3, ((0, 1), (2, 3)), 3)
+
+
+def test_a_causal_answer_that_is_a_text_stays_where_the_text_ends() -> None:
+    whole = Example([5, 6, 7], [-1] * 3, 2, ((1, 3),))
+    assert whole.cropped(1).answer == 1
+
+
 def test_a_label_word_of_three_pieces_gets_three_masks() -> None:
     examples = [Example([5, 4, 7], [0, -1, 1], 1), Example([4], [-1], 0)]
     batch = collate(examples, pad_id=9, mask_id=4, n_masks=3)

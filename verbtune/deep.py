@@ -37,6 +37,7 @@ LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 16
 FOLDS = 4
 MOST_TEXTS = 500
+MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
 LEAST_SURE = 1.5  # standard errors by which held-out texts must prefer both opinions to the rows alone
 
 
@@ -116,6 +117,7 @@ def second_opinion(
         warnings.warn(f"{error}; only the rows are learned", stacklevel=4)
         return None
     verbalizer = Verbalizer(compiled.words, backbone.state_width, aggregate=aggregate).to(backbone.device)
+    cropped = [example.cropped(MOST_TOKENS) for example in examples]
 
     def tuned(inside: NDArray[np.intp], *, progress: bool) -> tuple[_Parts, History]:
         parts = _Parts(start, against).to(backbone.device)
@@ -124,14 +126,14 @@ def second_opinion(
 
         def loss(index: Sequence[int], _: Tensor | None) -> Tensor:
             at = [int(inside[i]) for i in index]
-            found = backbone.word_scores([examples[i] for i in at], compiled.words, vectors, deep=parts.deep())
+            found = backbone.word_scores([cropped[i] for i in at], compiled.words, vectors, deep=parts.deep())
             each = F.cross_entropy(verbalizer(*found) + parts.bias, targets[at], reduction="none")  # (B,)
             return (each * weights[at]).mean()
 
         history = tune(
             parts,
             loss,
-            [len(examples[i].ids) for i in inside],
+            [len(cropped[i].ids) for i in inside],
             prompt=None,
             learning_rate=LEARNING_RATE,
             steps=STEPS,

@@ -142,6 +142,20 @@ class Example:
             self.deep,
         )
 
+    def cropped(self, most: int) -> Example:
+        """The example with no more than the first `most` tokens of each of its texts."""
+        dropped = {i for start, stop in self.texts for i in range(start + most, stop)}
+        kept = [i for i in range(len(self.ids)) if i not in dropped]
+        place = {i: n for n, i in enumerate(kept)}
+        texts = tuple((place[start], place[start] + min(most, stop - start)) for start, stop in self.texts)
+        return dataclasses.replace(
+            self,
+            ids=[self.ids[i] for i in kept],
+            slots=[self.slots[i] for i in kept],
+            answer=sum(i <= self.answer for i in kept) - 1,
+            texts=texts,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:

@@ -1,0 +1,316 @@
+"""Deep prompts: what they do to the LM, exactly, and when one becomes a second opinion."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from conftest import CAUSAL, SENTENCES, tiny
+from scipy.special import log_softmax
+from torch import Tensor
+
+import verbtune.deep
+from verbtune import Backbone, BackboneError, PromptClassifier
+from verbtune.calibration import Calibration
+from verbtune.compiled import CompiledTask, compile_task
+from verbtune.deep import LENGTH, second_opinion
+from verbtune.prompt import DeepPrompt
+from verbtune.task import Task
+from verbtune.verbalizer import Verbalizer
+
+ROWS = [{"text": text} for text in [*SENTENCES, "Bad.", "Good good good good film, and so was the music! 🙂"]]
+WORDS = {"negative": ["bad", "dreadful"], "positive": ["good", "not bad at all"]}
+TONE = {
+    "task": "tone",
+    "template": "{text} It was {answer}.",
+    "verbalizer": {"negative": ["bad"], "positive": ["good"]},
+}
+LABELS = ["positive", "negative", "positive", "negative", "negative", "positive", "negative"]
+ABLE = ["bert", "roberta", "modernbert", "distilbert", *CAUSAL]
+WITH_CACHE = ["bert", "roberta", *CAUSAL]  # these let keys and values be given as a cache, the plain way
+close = torch.testing.assert_close
+
+
+def compiled(architecture: str, words: dict[str, list[str]] | None = None) -> CompiledTask:
+    return compile_task(Task.from_dict(TONE | {"verbalizer": words or TONE["verbalizer"]}), tiny(architecture))
+
+
+def deep_prompts(backbone: Backbone, n: int = 1) -> Tensor:
+    """Some (n, L, 2, A, D, E) that change what the LM says."""
+    generator = torch.Generator().manual_seed(0)
+    table = backbone.embedding_table()
+    made = []
+    for _ in range(n):
+        start = backbone.keys_and_values(table[torch.randint(5, 50, (3,), generator=generator)])
+        prompt = DeepPrompt(start)
+        prompt.theta.data = torch.randn(start.shape, generator=generator)
+        made.append(prompt())
+    return torch.cat(made).detach()
+
+
+def plain_logits(backbone: Backbone, ids: list[int], deep: Tensor) -> Tensor:
+    """Logits (T, V) with a deep prompt (1, L, 2, A, D, E) as a cache, at positions that count from 0."""
+    cache = tf.DynamicCache([(layer[0][None], layer[1][None]) for layer in deep[0]])
+    with torch.no_grad():
+        logits: Tensor = backbone.model(
+            input_ids=torch.tensor([ids]),
+            past_key_values=cache,
+            position_ids=positions(backbone, len(ids)),
+            attention_mask=torch.ones(1, deep.shape[4] + len(ids), dtype=torch.long),
+        ).logits[0]
+    return logits
+
+
+def positions(backbone: Backbone, n: int) -> Tensor:
+    padding = backbone.model.config.pad_token_id if backbone.model.config.model_type == "roberta" else -1
+    return torch.arange(n)[None] + padding + 1
+
+
+# -- on the LM ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", WITH_CACHE)
+def test_a_deep_prompt_is_keys_and_values_that_take_no_positions(architecture: str) -> None:
+    made = compiled(architecture)
+    deep = deep_prompts(made.backbone)
+    scores, _ = made.infer(ROWS, deep=deep)
+    rows = [pieces[0] for pieces in made.words.pieces]
+    plain = torch.stack([plain_logits(made.backbone, e.ids, deep)[e.answer, rows] for e in made.encode(ROWS)])
+    close(scores, plain, rtol=0, atol=2e-5)
+    assert (scores - made.infer(ROWS)[0]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("architecture", [a for a in WITH_CACHE if a in CAUSAL and a != "opt"])
+def test_words_of_several_pieces_hear_it_too(architecture: str) -> None:
+    made = compiled(architecture, WORDS)
+    deep = deep_prompts(made.backbone)
+    assert made.words.longest > 1
+    scores, _ = made.infer(ROWS, deep=deep)
+    for i, example in enumerate(made.encode(ROWS)):
+        for w, pieces in enumerate(made.words.pieces):
+            logs = plain_logits(made.backbone, [*example.ids, *pieces], deep).log_softmax(-1)[len(example.ids) - 1 :]
+            assert float(scores[i, w]) == pytest.approx(float(sum(logs[j, p] for j, p in enumerate(pieces))), abs=1e-4)
+
+
+@pytest.mark.parametrize("words", [None, WORDS], ids=["single", "several"])
+@pytest.mark.parametrize("architecture", ABLE)
+def test_examples_of_a_batch_may_have_deep_prompts_of_their_own(
+    architecture: str, words: dict[str, list[str]] | None
+) -> None:
+    made = compiled(architecture, None if architecture == "opt" else words)
+    deep = deep_prompts(made.backbone, 3)
+    examples = [dataclasses.replace(e, deep=i % 3) for i, e in enumerate(made.encode(ROWS))]
+    mixed = made.backbone.infer(examples, made.words, deep=deep)
+    for i, row in enumerate(ROWS):
+        alone = made.infer([row], deep=deep[i % 3 : i % 3 + 1])
+        for both, one in zip(mixed, alone, strict=True):
+            close(both[i], one[0], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_what_all_examples_start_with_is_read_once_behind_it(architecture: str) -> None:
+    task = Task.from_dict(TONE | {"template": "A film, as they say: {text} It was {answer}."})
+    made = compile_task(task, tiny(architecture))
+    deep = deep_prompts(made.backbone)
+    assert made.layout.n_prefix > 3
+    for shared, whole in zip(
+        made.infer(ROWS, deep=deep), made.backbone.infer(made.encode(ROWS), made.words, deep=deep), strict=True
+    ):
+        close(shared, whole, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", ABLE)
+def test_its_gradient_is_that_of_finite_differences(architecture: str) -> None:
+    made = compiled(architecture)
+    prompt = DeepPrompt(made.backbone.keys_and_values(made.backbone.embedding_table()[5:8]))
+    examples = made.encode(ROWS[:3])
+
+    def value() -> Tensor:
+        scores: Tensor = made.backbone.word_scores(examples, made.words, deep=prompt())[0]
+        return (scores[:, 1] - scores[:, 0]).sum()
+
+    value().backward()
+    assert prompt.theta.grad is not None
+    direction = prompt.theta.grad / prompt.theta.grad.norm()
+    slope, step = float((prompt.theta.grad * direction).sum()), 0.05
+    with torch.no_grad():
+        prompt.theta += step * direction
+        above = float(value())
+        prompt.theta -= 2 * step * direction
+        below = float(value())
+    assert (above - below) / (2 * step) == pytest.approx(slope, rel=0.02, abs=2e-4)
+    assert all(p.grad is None for p in made.backbone.model.parameters())
+
+
+def test_it_starts_as_what_the_lm_makes_of_tokens() -> None:
+    backbone = tiny("gpt2")
+    ids = torch.tensor([[7, 9, 30]])
+    cache = tf.DynamicCache()
+    with torch.no_grad():
+        backbone.model(input_ids=ids, past_key_values=cache, use_cache=True)
+    wanted = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
+    close(DeepPrompt(backbone.keys_and_values(backbone.embed(ids[0])))()[0].detach(), wanted)
+
+
+def test_attention_that_is_not_pytorchs_is_refused_in_one_line() -> None:
+    backbone = tiny("deberta-v2")
+    with pytest.raises(BackboneError) as error:
+        backbone.keys_and_values(backbone.embedding_table()[5:8])
+    assert "takes no deep prompt" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# -- as a second opinion -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out texts need not be sure."""
+    monkeypatch.setattr(verbtune.deep, "LEAST_SURE", -np.inf)
+
+
+def fitted(architecture: str = "bert", **options: Any) -> PromptClassifier:
+    return PromptClassifier(TONE, model=tiny(architecture), **options).fit(SENTENCES, LABELS)
+
+
+@pytest.mark.usefixtures("wanted")
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_both_opinions_are_added(architecture: str) -> None:
+    clf = fitted(architecture)
+    opinion = clf.second_opinion_
+    assert opinion is not None
+    rows = [{"text": text} for text in SENTENCES]
+    first = clf.verbalizer_(*clf.compiled_.infer(rows, clf.prompt_)).detach().double().numpy()
+    words, states = clf.compiled_.infer(rows, clf.prompt_, deep=opinion.deep)
+    second = Verbalizer(clf.compiled_.words, states.shape[1])(words, states).double().numpy()
+    np.testing.assert_allclose(
+        clf.class_scores(SENTENCES), first + opinion.weight * second + opinion.bias, rtol=1e-5, atol=1e-5
+    )
+    assert len(clf.history_.steps) == verbtune.deep.STEPS + 1
+    assert clf.history_.steps[-1].loss < clf.history_.steps[1].loss
+    n_rows = sum(p.numel() for p in clf.verbalizer_.parameters())
+    assert clf.trained_parameters_ == n_rows + opinion.deep.numel() + 2
+    assert opinion.deep.shape[4] == LENGTH
+
+
+@pytest.mark.usefixtures("wanted")
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_saved_and_read_back_it_says_the_same(architecture: str, tmp_path: Path) -> None:
+    clf = fitted(architecture)
+    clf.save_pretrained(tmp_path / "tone")
+    again = PromptClassifier.from_pretrained(tmp_path / "tone", model=tiny(architecture))
+    np.testing.assert_array_equal(again.predict_proba(SENTENCES), clf.predict_proba(SENTENCES))
+    assert again.trained_parameters_ == clf.trained_parameters_
+
+
+@pytest.mark.usefixtures("wanted")
+def test_one_seed_is_one_opinion() -> None:
+    one, same, other = (fitted(random_state=seed).predict_proba(SENTENCES) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-4
+
+
+def test_rows_that_know_all_need_none() -> None:
+    made = compiled("bert")
+    y = np.arange(len(ROWS)) % 2
+    sure = 20.0 * np.eye(2)[y]
+    found = second_opinion(
+        made,
+        made.encode(ROWS),
+        y,
+        np.ones(len(y)),
+        vectors=None,
+        aggregate="mean",
+        against=np.zeros(2),
+        rows=sure,
+        first=Calibration.none(2),
+        seed=0,
+    )
+    assert found is None
+
+
+def test_its_calibration_is_tried_on_held_out_texts() -> None:
+    """Rows that say nothing, and labels that the LM's own words give away."""
+    made = compiled("bert")
+    rows = ROWS * 4
+    words, _ = made.infer(rows)
+    y = (words[:, 1] - words[:, 0] > (words[:, 1] - words[:, 0]).median()).long().numpy()
+    found = second_opinion(
+        made,
+        made.encode(rows),
+        y,
+        np.ones(len(y)),
+        vectors=None,
+        aggregate="mean",
+        against=np.zeros(2),
+        rows=np.zeros((len(y), 2)),
+        first=Calibration.none(2),
+        seed=0,
+    )
+    assert found is not None
+    opinion, calibration, _ = found
+    assert len(calibration.right) + len(calibration.wrong) == len(y)
+    heard = made.infer(rows, deep=opinion.deep)[0].double().numpy()
+    scores = calibration.apply(opinion.scores(heard))
+    assert log_softmax(scores, axis=1)[np.arange(len(y)), y].mean() > np.log(0.5) + 0.1
+
+
+@pytest.mark.usefixtures("wanted")
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        ({"steps": 0}, LABELS),
+        ({"verbalizer": "fixed"}, LABELS),
+        ({}, ["positive", *["negative"] * 6]),
+    ],
+    ids=["no steps", "fixed verbalizer", "a class of one text"],
+)
+def test_where_there_is_none(options: dict[str, Any], labels: list[str]) -> None:
+    clf = PromptClassifier(TONE, model=tiny("bert"), **options).fit(SENTENCES, labels)
+    assert clf.second_opinion_ is None
+    assert clf.history_.best_step == 0
+
+
+@pytest.mark.usefixtures("wanted")
+def test_more_texts_than_it_is_for_are_left_to_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbtune.deep, "MOST_TEXTS", len(SENTENCES) - 1)
+    assert fitted().second_opinion_ is None
+
+
+def test_an_lm_that_takes_none_learns_its_rows_and_says_so() -> None:
+    with pytest.warns(UserWarning, match="takes no deep prompt.*only the rows are learned"):
+        clf = fitted("deberta-v2")
+    assert clf.second_opinion_ is None
+    np.testing.assert_allclose(clf.predict_proba(SENTENCES), fitted("deberta-v2", steps=0).predict_proba(SENTENCES))
+
+
+@pytest.mark.usefixtures("wanted")
+def test_an_interrupted_tuning_leaves_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = fitted(steps=0)
+    tune = verbtune.deep.tune
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        history = tune(*arguments, **options | {"steps": 2})
+        history.interrupted = True
+        return history
+
+    monkeypatch.setattr(verbtune.deep, "tune", stopped)
+    with pytest.warns(UserWarning, match="tuning was interrupted; only the rows are learned"):
+        clf = fitted()
+    assert clf.second_opinion_ is None
+    np.testing.assert_array_equal(clf.predict_proba(SENTENCES), plain.predict_proba(SENTENCES))
+
+
+@pytest.mark.usefixtures("wanted")
+def test_the_lm_is_left_as_it_was() -> None:
+    backbone = tiny("bert")
+    before = copy.deepcopy(backbone.model.state_dict())
+    fitted()
+    for name, tensor in backbone.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
