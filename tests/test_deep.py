@@ -173,6 +173,7 @@ def test_attention_that_is_not_pytorchs_is_refused_in_one_line() -> None:
 def wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Held-out texts need not be sure."""
     monkeypatch.setattr(verbtune.deep, "LEAST_SURE", -np.inf)
+    monkeypatch.setattr(verbtune.deep, "HALFWAY_SURE", -np.inf)
 
 
 def fitted(architecture: str = "bert", **options: Any) -> PromptClassifier:
@@ -314,3 +315,13 @@ def test_the_lm_is_left_as_it_was() -> None:
     fitted()
     for name, tensor in backbone.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_what_does_not_begin_well_is_not_tried_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbtune.deep, "LEAST_SURE", -np.inf)
+    monkeypatch.setattr(verbtune.deep, "HALFWAY_SURE", np.inf)
+    tune, runs = verbtune.deep.tune, []
+    monkeypatch.setattr(verbtune.deep, "tune", lambda *a, **k: runs.append(1) or tune(*a, **k))
+    texts, labels = SENTENCES * 2, LABELS * 2
+    assert PromptClassifier(TONE, model=tiny("bert")).fit(texts, labels).second_opinion_ is None
+    assert len(runs) == verbtune.deep.FOLDS // 2

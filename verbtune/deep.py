@@ -39,6 +39,7 @@ FOLDS = 4
 MOST_TEXTS = 500
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
 LEAST_SURE = 1.5  # standard errors by which held-out texts must prefer both opinions to the rows alone
+HALFWAY_SURE = 0.5  # the same for the first half of them, so that most that is not kept costs half the time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,26 +154,35 @@ def second_opinion(
             scores: Tensor = verbalizer(words.to(backbone.device), states.to(backbone.device)) + parts.bias
         return scores.double().cpu().numpy()
 
-    words = np.empty_like(rows)
-    for inside, outside in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(y, y):
+    splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(y, y))
+    words, at = np.empty_like(rows), np.empty(0, dtype=np.intp)
+    for n, (inside, outside) in enumerate(splits, start=1):
         parts, history = tuned(inside, progress=progress)
         if history.interrupted:
             warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=4)
             return None
-        words[outside] = heard(outside, parts)
-    second = temperature(words, y, sample_weight=weight)
-    alone = first.apply(rows)
-    share = first.temperature / second.temperature
-    both = rows + share * words
-    calibration = temperature(both, y, sample_weight=weight).tried_on(both, y)
-    gain = weight * (_log_likelihood(calibration.apply(both), y) - _log_likelihood(alone, y))
-    if gain.mean() <= LEAST_SURE * gain.std() / len(y) ** 0.5:
-        return None
+        words[outside], at = heard(outside, parts), np.append(at, outside)
+        share, calibration, sure = _together(rows[at], words[at], y[at], weight[at], first)
+        if sure <= (LEAST_SURE if n == len(splits) else HALFWAY_SURE if 2 * n >= len(splits) else -np.inf):
+            return None
     parts, history = tuned(np.arange(len(y)), progress=progress)
     # As it is saved: a file of half the size, and the same answers after loading.
     deep = parts.deep().half()
-    opinion = SecondOpinion(deep, float(share), share * parts.bias.double().cpu().numpy())
-    return opinion, calibration, history
+    return SecondOpinion(deep, share, share * parts.bias.double().cpu().numpy()), calibration, history
+
+
+def _together(
+    rows: Array, words: Array, y: NDArray[np.intp], weight: Array, first: Calibration
+) -> tuple[float, Calibration, float]:
+    """The weight of the label words beside the rows, a calibration of the sum, and how much better it is.
+
+    That is by the mean log-likelihood, in standard errors.
+    """
+    share = first.temperature / temperature(words, y, sample_weight=weight).temperature
+    both = rows + share * words
+    calibration = temperature(both, y, sample_weight=weight).tried_on(both, y)
+    gain = weight * (_log_likelihood(calibration.apply(both), y) - _log_likelihood(first.apply(rows), y))
+    return share, calibration, float(gain.mean() / (gain.std() + 1e-12) * len(y) ** 0.5)
 
 
 class _Parts(nn.Module):
