@@ -24,13 +24,14 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import click
 import torch
 
-from verbtune import Backbone, PromptClassifier, rows
+from verbtune import Backbone, PromptClassifier, deep, rows
 from verbtune.baselines import METHODS, Factory, FineTuned
 from verbtune.bench import SEEDS, Record
 from verbtune.bench import run as run_bench
@@ -63,7 +64,9 @@ RATES = {
     "setfit": (2e-5, 5e-5),
 }
 DEFAULT = " (documented rate)"
-ABLATION: dict[str, dict[str, Any]] = {
+ROWS_ONLY = "rows only"
+IN_ANY_CASE = "second opinion in any case"
+ABLATION: dict[str, dict[str, Any]] = {  # of the rows
     "without the label words": {"WORD_SCALES": (0.0,)},
     "label words in full": {"WORD_SCALES": (1.0,)},
     "reads the text only": {"SHARES": ((0.0, 1.0),)},
@@ -116,15 +119,15 @@ def documented(method: str) -> float:
     return peers.DOCUMENTED_RATES[method.removeprefix("peft ")]
 
 
-def ablated(changes: dict[str, Any]) -> Factory:
-    """`verbtune` with other candidates to choose from."""
+def ablated(module: ModuleType, changes: dict[str, Any], **parameters: Any) -> Factory:
+    """`verbtune` with other constants of a module."""
 
     def make(task: Task, lm: Backbone, seed: int, prompt_length: int | None) -> Any:
-        clf = PromptClassifier(task, model=lm, random_state=seed)
+        clf = PromptClassifier(task, model=lm, random_state=seed, **parameters)
         fit = clf.fit
 
         def fit_changed(X: Any, y: Any) -> Any:
-            with mock.patch.multiple(rows, **changes):
+            with mock.patch.multiple(module, **changes):
                 return fit(X, y)
 
         clf.fit = fit_changed  # type: ignore[method-assign]
@@ -150,8 +153,10 @@ def register(model: str, group: str) -> list[str]:
     if group == "frozen":
         return list(FROZEN)
     if group == "ablation":
-        METHODS.update({name: ablated(changes) for name, changes in ABLATION.items()})
-        return ["verbtune", *ABLATION]
+        METHODS[ROWS_ONLY] = lambda task, lm, seed, n: PromptClassifier(task, model=lm, steps=0, random_state=seed)
+        METHODS.update({f"rows only, {name}": ablated(rows, c, steps=0) for name, c in ABLATION.items()})
+        METHODS[IN_ANY_CASE] = ablated(deep, dict.fromkeys(("LEAST_SURE", "HALFWAY_SURE"), -math.inf))
+        return ["verbtune", ROWS_ONLY, IN_ANY_CASE, *(f"rows only, {name}" for name in ABLATION)]
     if group == "joint":
         METHODS.update({more_tokens(n): jointly_tuned(n) for n in JOINT_LENGTHS})
         return ["verbtune", *map(more_tokens, JOINT_LENGTHS)]
@@ -367,7 +372,7 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
 
         def spread(method: str) -> float:
             each = [[cells[method, t, s]["accuracy"] for t, s in runs if t == task] for task in tasks]  # noqa: B023
-            return statistics.mean(statistics.stdev(values) for values in each)
+            return statistics.mean(statistics.stdev(values) for values in each if len(values) > 1)
 
         others = [m for m in FROZEN if m != "verbtune"]
         second = max(others, key=lambda m: mean(m, "accuracy"))
@@ -449,25 +454,35 @@ def tables(records: Sequence[dict[str, Any]], *, split: bool) -> list[str]:
         here = [r for r in records if r["shots"] == shots]
         parts = (("tuning sets", TUNING), ("reported sets", REPORTED)) if split else (("tuning sets", TUNING),)
         for title, sets in parts:
-            some = [r for r in here if r["task"] in sets]
+            some = common([r for r in here if r["task"] in sets])
             if some:
                 lines += ["", f"**{shots} texts a class, {title}**", "", *table(some)]
     return [*lines, ""]
 
 
+def common(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of the sets and seeds that every method has."""
+    methods: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for record in records:
+        methods[record["task"], record["seed"]].add(record["method"])
+    every = set().union(*methods.values())
+    return [r for r in records if methods[r["task"], r["seed"]] == every]
+
+
 def table(records: Sequence[dict[str, Any]]) -> list[str]:
-    """One row a method; only sets that every method has."""
+    """One row a method."""
     methods = list(dict.fromkeys(r["method"] for r in records))
     cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         cells[record["method"], record["task"]].append(record)
-    tasks = [t for t in dict.fromkeys(r["task"] for r in records) if all((m, t) in cells for m in methods)]
+    tasks = list(dict.fromkeys(r["task"] for r in records))
 
     def mean(method: str, key: str) -> float:
         return statistics.mean(statistics.mean(r[key] for r in cells[method, task]) for task in tasks)
 
     def spread(method: str) -> float:
-        return statistics.mean(statistics.stdev([r["accuracy"] for r in cells[method, t]]) for t in tasks)
+        seeds = [[r["accuracy"] for r in cells[method, t]] for t in tasks]
+        return statistics.mean(statistics.stdev(each) for each in seeds if len(each) > 1)
 
     n_seeds = {len(found) for found in cells.values()}
     lines = [
@@ -478,7 +493,7 @@ def table(records: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for method in sorted(methods, key=lambda m: -mean(m, "accuracy")):
         each = " | ".join(f"{100 * statistics.mean(r['accuracy'] for r in cells[method, t]):.1f}" for t in tasks)
-        deviation = f"{100 * spread(method):.1f}" if min(n_seeds) > 1 else ""
+        deviation = f"{100 * spread(method):.1f}" if max(n_seeds) > 1 else ""
         lines.append(
             f"| {method} | {100 * mean(method, 'accuracy'):.1f} | {deviation} | {mean(method, 'nll'):.2f} "
             f"| {mean(method, 'ece'):.3f} | {mean(method, 'trained_parameters'):,.0f} "

@@ -203,7 +203,7 @@ def bf16_agreement(plan: Plan) -> Iterator[Row]:
     """The built-in models on the bundled sentiment texts, in both precisions."""
     splits = load_splits(Task.load("sentiment"))
     for name in ("builtin/masked", "builtin/causal"):
-        clf = PromptClassifier("sentiment", model=name, device=plan.device, dtype="float32")
+        clf = PromptClassifier("sentiment", model=name, steps=0, device=plan.device, dtype="float32")
         clf.fit(splits.train.rows, splits.train.labels)
         half = moved(clf, Backbone.load(name, device=plan.device, dtype="bfloat16"))
         rows = splits.test.rows

@@ -100,7 +100,7 @@ def stages_command(threads: int, dtype: str, rounds: int, processor: bool) -> No
     backbone = Backbone.load("builtin/masked", device="cpu", dtype=dtype)
     texts = draw_texts("sentences", 1000, backbone.tokenizer)
     for n in (32, 1000):
-        clf = PromptClassifier("sentiment", model=backbone)
+        clf = PromptClassifier("sentiment", model=backbone, steps=0)
         for name, work in (
             ("fit", lambda n=n, clf=clf: clf.fit(texts[:n], labels(n))),
             ("predict", lambda n=n, clf=clf: clf.predict(texts[:n])),
@@ -128,7 +128,7 @@ def operators(threads: int, dtype: str) -> None:
     torch.set_num_threads(threads)
     backbone = Backbone.load("builtin/masked", device="cpu", dtype=dtype)
     texts = draw_texts("sentences", 1000, backbone.tokenizer)
-    clf = PromptClassifier("sentiment", model=backbone).fit(texts[:32], labels(32))
+    clf = PromptClassifier("sentiment", model=backbone, steps=0).fit(texts[:32], labels(32))
     clf.predict(texts)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         clf.predict(texts)
