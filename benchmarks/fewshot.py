@@ -21,6 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from verbtune import Backbone
+from verbtune.bench import SEEDS
 from verbtune.bench import run as run_bench
 
 HERE = Path(__file__).parent
@@ -69,25 +70,30 @@ def main() -> None:
 @click.option("--limit", default=300, show_default=True, help="Most test texts of a set.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("bench-results"), show_default=True)
 @click.option("--threads", default=2, show_default=True)
-def run(data: Path, model: str, limit: int, work: Path, threads: int) -> None:
-    """Measure one model and its random twin."""
+@click.option("--tasks", default=",".join(TASKS), help="Some of the sets only, with commas.")
+@click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True)
+def run(data: Path, model: str, limit: int, work: Path, threads: int, tasks: str, seeds: str) -> None:
+    """Measure one model and its random twin; records of other sets and seeds stay."""
     torch.set_num_threads(threads)
     name = model.replace("/", "-")
-    trained = run_bench(TASKS, [model], methods=METHODS, output=work / f"fewshot-{name}", data=data, limit=limit)
+    names, drawn = tasks.split(","), [int(seed) for seed in seeds.split(",")]
+    trained = run_bench(
+        names, [model], methods=METHODS, seeds=drawn, output=work / f"fewshot-{name}", data=data, limit=limit
+    )
     twin = run_bench(
-        TASKS,
+        names,
         [random_twin(model)],
         methods=["linear-probe"],
+        seeds=drawn,
         output=work / f"fewshot-{name}-twin",
         data=data,
         limit=limit,
     )
-    records = [
-        record for outcome in (trained, twin) for record in json.loads(json.dumps(outcome.records, default=vars))
-    ]
-    kept = [{key: record[key] for key in KEPT} for record in records]
     target = HERE / "records" / f"fewshot-{name}.json"
-    target.write_text("[\n" + ",\n".join(json.dumps(record) for record in kept) + "\n]\n")
+    found = json.loads(target.read_text("utf-8")) if target.is_file() else []
+    found += [{key: getattr(record, key) for key in KEPT} for record in (*trained.records, *twin.records)]
+    kept = {(r["task"], r["model"], r["method"], r["seed"]): r for r in found}  # the last one of each
+    target.write_text("[\n" + ",\n".join(json.dumps(record) for record in kept.values()) + "\n]\n", "utf-8")
     for failure in trained.failures + twin.failures:
         click.echo(f"failed: {failure}", err=True)
     if trained.failures or twin.failures:
