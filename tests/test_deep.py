@@ -233,7 +233,8 @@ def test_rows_that_know_all_need_none() -> None:
         first=Calibration.none(2),
         seed=0,
     )
-    assert found is None
+    assert found[0] is None
+    assert found[1].temperature == 1.0
 
 
 def test_its_calibration_is_tried_on_held_out_texts() -> None:
@@ -254,8 +255,8 @@ def test_its_calibration_is_tried_on_held_out_texts() -> None:
         first=Calibration.none(2),
         seed=0,
     )
-    assert found is not None
     opinion, calibration, _ = found
+    assert opinion is not None
     assert len(calibration.right) + len(calibration.wrong) == len(y)
     heard = made.infer(rows, deep=opinion.deep)[0].double().numpy()
     scores = calibration.apply(opinion.scores(heard))
@@ -292,19 +293,21 @@ def test_an_lm_that_takes_none_learns_its_rows_and_says_so() -> None:
 
 
 @pytest.mark.usefixtures("wanted")
-def test_an_interrupted_tuning_leaves_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", ["the first fold", "the last tuning"])
+def test_an_interrupted_tuning_leaves_the_rows(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = fitted(steps=0)
     tune = verbtune.deep.tune
 
-    def stopped(*arguments: Any, **options: Any) -> Any:
-        history = tune(*arguments, **options | {"steps": 2})
-        history.interrupted = True
+    def stopped(parts: Any, loss: Any, lengths: Any, **options: Any) -> Any:
+        history = tune(parts, loss, lengths, **options | {"steps": 2})
+        history.interrupted = at == "the first fold" or len(lengths) == len(SENTENCES)
         return history
 
     monkeypatch.setattr(verbtune.deep, "tune", stopped)
     with pytest.warns(UserWarning, match="tuning was interrupted; only the rows are learned"):
         clf = fitted()
     assert clf.second_opinion_ is None
+    assert clf.history_.interrupted
     np.testing.assert_array_equal(clf.predict_proba(SENTENCES), plain.predict_proba(SENTENCES))
 
 

@@ -298,9 +298,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 compiled, verbalizer, prompt, texts.take(training), texts.take(held_out), strength, seed
             )
         elif self.steps is None and fitted is not None and fitted.held_out is not None:
-            found = self._second_opinion(compiled, prompt, texts.take(training), fitted, seed)
-            if found is not None:
-                opinion, calibration, history = found
+            opinion, calibration, history = self._second_opinion(compiled, prompt, texts.take(training), fitted, seed)
 
         self.parameters_ = self._plain_parameters()
         self.task_ = task
@@ -630,7 +628,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _second_opinion(
         self, compiled: CompiledTask, prompt: SoftPrompt | None, texts: _Labelled, fitted: _Fitted, seed: int
-    ) -> tuple[SecondOpinion, Calibration, History] | None:
+    ) -> tuple[SecondOpinion | None, Calibration, History]:
         assert fitted.held_out is not None
         return second_opinion(
             compiled,

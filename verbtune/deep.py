@@ -77,7 +77,7 @@ def second_opinion(
     first: Calibration,
     seed: int,
     progress: bool = False,
-) -> tuple[SecondOpinion, Calibration, History] | None:
+) -> tuple[SecondOpinion | None, Calibration, History]:
     """Tune a deep prompt, if texts that are held out in turn say that it knows more than the rows do.
 
     Parameters
@@ -101,14 +101,18 @@ def second_opinion(
 
     Returns
     -------
-    (SecondOpinion, Calibration, History) or None
-        The calibration is for the sum of both opinions' class scores, the history that of tuning on all texts. None
-        where the rows know as much, where there are too few or too many texts to tell, or for an LM that takes no
-        deep prompt.
+    opinion : SecondOpinion or None
+        None where the rows know as much, with too few or too many texts to tell, for an LM that takes no deep
+        prompt, or if Ctrl-C ended it.
+    calibration : Calibration
+        For the sum of both opinions' class scores; without a second one the first.
+    history : History
+        Of tuning on all texts; without a second opinion it has no steps.
     """
+    none = None, first, History()
     folds = min(FOLDS, np.bincount(y)[np.unique(y)].min())
     if folds < 2 or len(y) > MOST_TEXTS:
-        return None
+        return none
     backbone = compiled.backbone
     generator = torch.Generator().manual_seed(seed)
     table, special = backbone.embedding_table(), backbone.tokenizer.all_special_ids
@@ -116,17 +120,18 @@ def second_opinion(
         start = backbone.keys_and_values(from_vocabulary(table, LENGTH, exclude=special, generator=generator))
     except BackboneError as error:
         warnings.warn(f"{error}; only the rows are learned", stacklevel=4)
-        return None
+        return none
     verbalizer = Verbalizer(compiled.words, backbone.state_width, aggregate=aggregate).to(backbone.device)
     cropped = [example.cropped(MOST_TOKENS) for example in examples]
 
-    def tuned(inside: NDArray[np.intp], *, progress: bool) -> tuple[_Parts, History]:
+    targets = torch.tensor(y, device=backbone.device)  # (N,)
+    weights = torch.tensor(weight, dtype=torch.float32, device=backbone.device)  # (N,)
+
+    def tuned(inside: NDArray[np.intp]) -> tuple[_Parts, History]:
         parts = _Parts(start, against).to(backbone.device)
-        targets = torch.tensor(y, device=backbone.device)  # (N,)
-        weights = torch.tensor(weight, dtype=torch.float32, device=backbone.device)  # (N,)
 
         def loss(index: Sequence[int], _: Tensor | None) -> Tensor:
-            at = [int(inside[i]) for i in index]
+            at = inside[list(index)].tolist()
             found = backbone.word_scores([cropped[i] for i in at], compiled.words, vectors, deep=parts.deep())
             each = F.cross_entropy(verbalizer(*found) + parts.bias, targets[at], reduction="none")  # (B,)
             return (each * weights[at]).mean()
@@ -148,27 +153,32 @@ def second_opinion(
         return parts.requires_grad_(False), history
 
     def heard(index: NDArray[np.intp], parts: _Parts) -> Array:
-        with torch.no_grad():
-            chosen, n_prefix = [examples[i] for i in index], compiled.layout.n_prefix
-            words, states = backbone.infer(chosen, compiled.words, vectors, deep=parts.deep(), n_prefix=n_prefix)
-            scores: Tensor = verbalizer(words.to(backbone.device), states.to(backbone.device)) + parts.bias
+        chosen, n_prefix = [examples[i] for i in index], compiled.layout.n_prefix
+        words, states = backbone.infer(chosen, compiled.words, vectors, deep=parts.deep(), n_prefix=n_prefix)
+        scores: Tensor = verbalizer(words.to(backbone.device), states.to(backbone.device)) + parts.bias  # (B, C)
         return scores.double().cpu().numpy()
 
     splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(y, y))
     words, at = np.empty_like(rows), np.empty(0, dtype=np.intp)
     for n, (inside, outside) in enumerate(splits, start=1):
-        parts, history = tuned(inside, progress=progress)
+        parts, history = tuned(inside)
         if history.interrupted:
-            warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=4)
-            return None
+            return _interrupted(first)
         words[outside], at = heard(outside, parts), np.append(at, outside)
         share, calibration, sure = _together(rows[at], words[at], y[at], weight[at], first)
         if sure <= (LEAST_SURE if n == len(splits) else HALFWAY_SURE if 2 * n >= len(splits) else -np.inf):
-            return None
-    parts, history = tuned(np.arange(len(y)), progress=progress)
+            return none
+    parts, history = tuned(np.arange(len(y)))
+    if history.interrupted:
+        return _interrupted(first)
     # As it is saved: a file of half the size, and the same answers after loading.
     deep = parts.deep().half()
     return SecondOpinion(deep, share, share * parts.bias.double().cpu().numpy()), calibration, history
+
+
+def _interrupted(first: Calibration) -> tuple[None, Calibration, History]:
+    warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=5)
+    return None, first, History(interrupted=True)
 
 
 def _together(
