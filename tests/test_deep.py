@@ -188,7 +188,7 @@ def test_both_opinions_are_added(architecture: str) -> None:
     assert opinion is not None
     rows = [{"text": text} for text in SENTENCES]
     first = clf.verbalizer_(*clf.compiled_.infer(rows, clf.prompt_)).detach().double().numpy()
-    words, states = clf.compiled_.infer(rows, clf.prompt_, deep=opinion.deep)
+    words, states = clf.compiled_.infer(rows, clf.prompt_, deep=opinion.deep)  # of one piece each
     second = Verbalizer(clf.compiled_.words, states.shape[1])(words, states).double().numpy()
     np.testing.assert_allclose(
         clf.class_scores(SENTENCES), first + opinion.weight * second + opinion.bias, rtol=1e-5, atol=1e-5
@@ -328,3 +328,27 @@ def test_what_does_not_begin_well_is_not_tried_on_all(monkeypatch: pytest.Monkey
     texts, labels = SENTENCES * 2, LABELS * 2
     assert PromptClassifier(TONE, model=tiny("bert")).fit(texts, labels).second_opinion_ is None
     assert len(runs) == verbtune.deep.FOLDS // 2
+
+
+@pytest.mark.usefixtures("wanted")
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_words_of_several_pieces_are_heard_by_their_beginnings_in_one_pass(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"negative": ["bad", "dreadful"], "positive": ["good", "marvellous"]}
+    made = compiled(architecture, words)
+    assert made.words.longest > 1
+    assert made.words.beginnings.longest == 1
+    clf = PromptClassifier(TONE | {"verbalizer": words}, model=tiny(architecture)).fit(SENTENCES, LABELS)
+    clf.verbalizer_.word_scale.zero_()  # so that the rows need one pass as well
+    passes: list[int] = []
+    run = made.backbone._run
+    monkeypatch.setattr(made.backbone, "_run", lambda *a, **k: passes.append(1) or run(*a, **k))
+    clf.class_scores(SENTENCES)
+    assert len(passes) == 2
+
+
+def test_classes_whose_words_begin_alike_are_heard_by_their_words() -> None:
+    words = compiled("bert", {"negative": ["not bad at all"], "positive": ["not good at all"]}).words
+    assert {p[0] for p in words.pieces} == {words.pieces[0][0]}
+    assert words.beginnings == words

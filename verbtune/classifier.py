@@ -329,7 +329,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             scores: Tensor = self.verbalizer_(words.to(device), states.to(device))
         found: NDArray[np.float64] = scores.double().cpu().numpy()
         if self.second_opinion_ is not None:
-            words, _ = self.compiled_.infer(rows, self.prompt_, deep=self.second_opinion_.deep)
+            words = self.compiled_.begin(rows, self.prompt_, self.second_opinion_.deep)
             spoken = self.verbalizer_.of_words(words.to(device)).double().cpu().numpy()
             found = found + self.second_opinion_.scores(spoken)
         return found

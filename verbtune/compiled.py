@@ -33,6 +33,10 @@ class CompiledTask:
         """Word scores (N, W) and states (N, S) of rows of texts, without gradients."""
         return self.backbone.infer(self.encode(rows), self.words, prompt, deep=deep, n_prefix=self.layout.n_prefix)
 
+    def begin(self, rows: Sequence[Row], prompt: Tensor | None, deep: Tensor) -> Tensor:
+        """Scores (N, W) of the label words' beginnings behind a deep prompt, without gradients."""
+        return dataclasses.replace(self, words=self.words.beginnings).infer(rows, prompt, deep=deep)[0]
+
     @property
     def state_pieces(self) -> int:
         """How many pieces a word must have for the states that come with the word scores.

@@ -1,4 +1,4 @@
-"""A second opinion: the label words, as the LM scores them behind a deep prompt that is tuned.
+"""A second opinion: how the label words begin, as the LM scores it behind a deep prompt that is tuned.
 
 Rows read what the LM's states hold; learned keys and values before every layer's own change what it makes of a text.
 With few texts that helps much or harms, so it is kept only where texts held out in turn say that it knows more than the
@@ -32,7 +32,7 @@ __all__ = ["SecondOpinion", "second_opinion"]
 Array = NDArray[np.float64]
 
 LENGTH = 4
-STEPS = 30
+STEPS = 20
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 16
 FOLDS = 4
@@ -51,7 +51,7 @@ class SecondOpinion:
     deep : Tensor of shape (1, L, 2, A, D, E)
         The deep prompt, in float16.
     weight : float
-        Of the label words' class scores.
+        Of the class scores of the label words' `beginnings`.
     bias : ndarray of shape (C,)
     """
 
@@ -121,7 +121,8 @@ def second_opinion(
     except BackboneError as error:
         warnings.warn(f"{error}; only the rows are learned", stacklevel=4)
         return none
-    verbalizer = Verbalizer(compiled.words, backbone.state_width, aggregate=aggregate).to(backbone.device)
+    words = compiled.words.beginnings
+    verbalizer = Verbalizer(words, backbone.state_width, aggregate=aggregate).to(backbone.device)
     cropped = [example.cropped(MOST_TOKENS) for example in examples]
 
     targets = torch.tensor(y, device=backbone.device)  # (N,)
@@ -132,8 +133,8 @@ def second_opinion(
 
         def loss(index: Sequence[int], _: Tensor | None) -> Tensor:
             at = inside[list(index)].tolist()
-            found = backbone.word_scores([cropped[i] for i in at], compiled.words, vectors, deep=parts.deep())
-            each = F.cross_entropy(verbalizer(*found) + parts.bias, targets[at], reduction="none")  # (B,)
+            found, _ = backbone.word_scores([cropped[i] for i in at], words, vectors, deep=parts.deep())
+            each = F.cross_entropy(verbalizer.of_words(found) + parts.bias, targets[at], reduction="none")  # (B,)
             return (each * weights[at]).mean()
 
         history = tune(
@@ -154,18 +155,18 @@ def second_opinion(
 
     def heard(index: NDArray[np.intp], parts: _Parts) -> Array:
         chosen, n_prefix = [examples[i] for i in index], compiled.layout.n_prefix
-        words, states = backbone.infer(chosen, compiled.words, vectors, deep=parts.deep(), n_prefix=n_prefix)
-        scores: Tensor = verbalizer(words.to(backbone.device), states.to(backbone.device)) + parts.bias  # (B, C)
+        found, _ = backbone.infer(chosen, words, vectors, deep=parts.deep(), n_prefix=n_prefix)
+        scores: Tensor = verbalizer.of_words(found.to(backbone.device)) + parts.bias  # (B, C)
         return scores.double().cpu().numpy()
 
     splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(y, y))
-    words, at = np.empty_like(rows), np.empty(0, dtype=np.intp)
+    second, at = np.empty_like(rows), np.empty(0, dtype=np.intp)
     for n, (inside, outside) in enumerate(splits, start=1):
         parts, history = tuned(inside)
         if history.interrupted:
             return _interrupted(first)
-        words[outside], at = heard(outside, parts), np.append(at, outside)
-        share, calibration, sure = _together(rows[at], words[at], y[at], weight[at], first)
+        second[outside], at = heard(outside, parts), np.append(at, outside)
+        share, calibration, sure = _together(rows[at], second[at], y[at], weight[at], first)
         if sure <= (LEAST_SURE if n == len(splits) else HALFWAY_SURE if 2 * n >= len(splits) else -np.inf):
             return none
     parts, history = tuned(np.arange(len(y)))

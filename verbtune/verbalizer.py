@@ -46,6 +46,14 @@ class LabelWords:
         """Pieces of the longest word."""
         return max(map(len, self.pieces))
 
+    @property
+    def beginnings(self) -> LabelWords:
+        """The words by their first pieces, which take one pass; the words themselves where two classes share one."""
+        owners: dict[tuple[int, ...], int] = {}
+        first = tuple(p[:1] for p in self.pieces)
+        apart = all(owners.setdefault(p, owner) == owner for p, owner in zip(first, self.owner, strict=True))
+        return dataclasses.replace(self, pieces=first) if apart else self
+
 
 def compile_words(
     task: Task,
