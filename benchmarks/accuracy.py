@@ -156,7 +156,7 @@ def register(model: str, group: str) -> list[str]:
         METHODS[ROWS_ONLY] = lambda task, lm, seed, n: PromptClassifier(task, model=lm, steps=0, random_state=seed)
         METHODS.update({f"rows only, {name}": ablated(rows, c, steps=0) for name, c in ABLATION.items()})
         METHODS[IN_ANY_CASE] = ablated(deep, dict.fromkeys(("LEAST_SURE", "HALFWAY_SURE"), -math.inf))
-        return ["verbtune", ROWS_ONLY, IN_ANY_CASE, *(f"rows only, {name}" for name in ABLATION)]
+        return [ROWS_ONLY, IN_ANY_CASE, *(f"rows only, {name}" for name in ABLATION)]
     if group == "joint":
         METHODS.update({more_tokens(n): jointly_tuned(n) for n in JOINT_LENGTHS})
         return ["verbtune", *map(more_tokens, JOINT_LENGTHS)]
@@ -343,9 +343,11 @@ def block(name: str) -> str:
         return "Not measured yet.\n"
     if group == "bars":
         return "\n".join(["", *bars(records), ""])
-    if group == "trained":  # beside the others on the same sets and seeds
+    if group in ("trained", "ablation"):  # beside the others, or the default, on the same sets and seeds
         asked = {(r["task"], r["shots"], r["seed"]) for r in records}
-        records += [r for r in measured("frozen", kind) if (r["task"], r["shots"], r["seed"]) in asked]
+        beside = FROZEN if group == "trained" else ("verbtune",)
+        frozen = [r for r in measured("frozen", kind) if r["method"] in beside]
+        records += [r for r in frozen if (r["task"], r["shots"], r["seed"]) in asked]
     return "\n".join(tables(records, split=group in ("frozen", "trained")))
 
 

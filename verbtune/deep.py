@@ -32,7 +32,7 @@ __all__ = ["SecondOpinion", "second_opinion"]
 Array = NDArray[np.float64]
 
 LENGTH = 4
-STEPS = 20
+STEPS = 30
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 16
 FOLDS = 4
