@@ -34,9 +34,10 @@ TASKS = (
 METHODS = ("tfidf", "zero-shot", "zero-shot+batch", "linear-probe", "linear-probe+text", "verbtune")
 TWIN = "random twin"
 MEASURED = (
-    "Measured on 2026-11-22, before there was a deep prompt, before readings were chosen from fewer candidates and before "
-    "sst2 had words for films; `accuracy.md` has the present default on most of these sets. On `builtin/causal`, banking77 "
-    "and clinc150 were measured with the present default, which has no deep prompt for so many texts."
+    "Measured on 2026-11-22, before there was a deep prompt, before readings were chosen from fewer candidates and "
+    "before sst2 had words for films; `accuracy.md` has the present default on most of these sets. On "
+    "`builtin/causal`, banking77 and clinc150 were measured with the present default, which has no deep prompt for so "
+    "many texts."
 )
 KEPT = (
     "task",

@@ -838,11 +838,12 @@ def _card(clf: PromptClassifier) -> str:
             "\nPEFT can load the soft prompt as well. It holds the embeddings of the leading special tokens, so encode "
             "the text with `add_special_tokens=False`; template and verbalizer are not part of PEFT's format.\n"
         )
+    learned = "A soft prompt" if clf.second_opinion_ is None else "Rows and a deep prompt"
     return (
         "---\nlibrary_name: verbtune\npipeline_tag: text-classification\n"
         f"base_model: {backbone.name or 'unknown'}\n---\n"
         f"# {clf.task_.task}\n\n{clf.task_.description}\n\n"
-        f"A soft prompt for the frozen {backbone.kind} language model `{backbone.name}` "
+        f"{learned} for the frozen {backbone.kind} language model `{backbone.name}` "
         f"({clf.trained_parameters_} trained numbers).\n\n"
         f"- Template: `{clf.task_.template_for(backbone.kind)}`\n"
         f"- Classes: {', '.join(map(str, clf.classes_))}\n\n"
