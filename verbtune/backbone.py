@@ -411,14 +411,20 @@ class Backbone:
         BackboneError
             If attention is not PyTorch's own, which is where a deep prompt comes in.
         """
-        with self._lock, torch.no_grad(), _Remembering() as seen:
+        layers: list[Tensor] = []
+
+        def remember(attention: Callable[..., Tensor], query: Tensor, *pair: Tensor, **named: Any) -> Tensor:
+            layers.append(torch.stack(pair)[:, 0])  # (2, A, D, E)
+            return attention(query, *pair, **named)
+
+        with self._lock, torch.no_grad(), _AroundAttention(remember):
             self.model.base_model(inputs_embeds=vectors[None].to(self.model.dtype))
-        if len({pair.shape for pair in seen.layers}) != 1:
+        if len({pair.shape for pair in layers}) != 1:
             raise BackboneError(
                 f"{self.name or type(self.model).__name__}: takes no deep prompt, since its layers do not call "
                 "PyTorch's attention alike; load it with attn_implementation='sdpa', or use steps=0"
             )
-        return torch.stack(seen.layers).float()
+        return torch.stack(layers).float()
 
     def encode_start(
         self,
@@ -690,47 +696,46 @@ def _fast_in_bfloat16(device: str) -> bool:
     return device == "cpu" and bool(able.get("amx_bf16"))
 
 
-class _FloatAttention(TorchFunctionMode):
-    """Computes scaled-dot-product attention in float32, whatever it is called with."""
+class _AroundAttention(TorchFunctionMode):
+    """While open, a function is called in place of PyTorch's attention, with that and its arguments."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        named = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **named)
-        with torch.autocast(args[0].device.type, enabled=False):
-            found: Tensor = func(*map(_in_float, args), **{key: _in_float(value) for key, value in named.items()})
-        return found.to(args[0].dtype)
-
-
-class _Before(TorchFunctionMode):
-    """Puts a deep prompt before the keys and values of every layer's scaled-dot-product attention, in their order."""
-
-    def __init__(self, layers: Tensor) -> None:
+    def __init__(self, call: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.layers = layers.unbind(0)  # of (L, 2, B, A, D, E)
-        self.layer = 0
+        self.call = call
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **named)
-        query, *pair = args  # (B, A, T, E), twice (B, A, F, E)
-        before = self.layers[self.layer]  # (2, B, A, D, E)
-        self.layer += 1
+        return self.call(func, *args, **named) if func is F.scaled_dot_product_attention else func(*args, **named)
+
+
+def _before(deep: Tensor | None, examples: Sequence[Example]) -> contextlib.AbstractContextManager[Any]:
+    """While open, a batch is read with its deep prompts before the keys and values of every layer, in their order.
+
+    Parameters
+    ----------
+    deep : Tensor of shape (K, L, 2, A, D, E), optional
+    examples : sequence of Example, length B
+    """
+    if deep is None:
+        return contextlib.nullcontext()
+    if len(deep) > 1:
+        deep = deep[[example.deep for example in examples]]
+    layers = iter(deep.movedim(0, 2))  # L times (2, B or 1, A, D, E)
+
+    def attend(attention: Callable[..., Tensor], query: Tensor, *pair: Tensor, **named: Any) -> Tensor:
+        before = next(layers).to(query.dtype)
         mask = named.get("attn_mask")
         if mask is None and named.get("is_causal"):
             mask = torch.ones(query.shape[2], pair[0].shape[2], dtype=torch.bool, device=query.device).tril()
         if mask is not None:
             seen = True if mask.dtype == torch.bool else 0.0
             mask = F.pad(mask, (before.shape[3], 0), value=seen)  # (…, T, D + F)
-        keys, values = (
-            torch.cat([_of_heads(b, x), x], dim=2) for b, x in zip(before.to(query.dtype), pair, strict=True)
-        )
-        return func(query, keys, values, **named | {"attn_mask": mask, "is_causal": False})
+        keys, values = (torch.cat([_of_heads(b, x), x], dim=2) for b, x in zip(before, pair, strict=True))
+        return attention(query, keys, values, **named | {"attn_mask": mask, "is_causal": False})
+
+    return _AroundAttention(attend)
 
 
 def _of_heads(before: Tensor, like: Tensor) -> Tensor:
@@ -738,28 +743,10 @@ def _of_heads(before: Tensor, like: Tensor) -> Tensor:
     return before.repeat_interleave(like.shape[1] // before.shape[1], dim=1).expand(len(like), -1, -1, -1)
 
 
-class _Remembering(TorchFunctionMode):
-    """Keeps the keys and values (2, A, F, E) of one example in every layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers: list[Tensor] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            self.layers.append(torch.stack(args[1:])[:, 0])
-        return func(*args, **(kwargs or {}))
-
-
-def _before(deep: Tensor | None, examples: Sequence[Example]) -> contextlib.AbstractContextManager[Any]:
-    """While open, the examples of a batch are read with the deep prompts (K, L, 2, A, D, E) that are theirs."""
-    if deep is None:
-        return contextlib.nullcontext()
-    if len(deep) > 1:
-        deep = deep[[example.deep for example in examples]]
-    return _Before(deep.movedim(0, 2))
+def _attend_in_float(attention: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
+    with torch.autocast(args[0].device.type, enabled=False):
+        found = attention(*map(_in_float, args), **{key: _in_float(value) for key, value in named.items()})
+    return found.to(args[0].dtype)
 
 
 def _in_float(value: Any) -> Any:
@@ -773,7 +760,7 @@ def quick_gradients(device: torch.device) -> contextlib.AbstractContextManager[A
     positions), 1.6 times at 512. Scores in float32 are no less exact, so that nothing else changes.
     """
     if device.type == "cpu" and torch.is_grad_enabled():
-        return _FloatAttention()
+        return _AroundAttention(_attend_in_float)
     return contextlib.nullcontext()
 
 
