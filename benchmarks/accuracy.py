@@ -150,10 +150,10 @@ def jointly_tuned(prompt_length: int) -> Factory:
 
 def register(model: str, group: str) -> list[str]:
     """Add a group's methods to the bench's, and give their names."""
+    METHODS[ROWS_ONLY] = lambda task, lm, seed, n: PromptClassifier(task, model=lm, steps=0, random_state=seed)
     if group == "frozen":
-        return list(FROZEN)
+        return [*FROZEN, ROWS_ONLY]
     if group == "ablation":
-        METHODS[ROWS_ONLY] = lambda task, lm, seed, n: PromptClassifier(task, model=lm, steps=0, random_state=seed)
         METHODS.update({f"rows only, {name}": ablated(rows, c, steps=0) for name, c in ABLATION.items()})
         METHODS[IN_ANY_CASE] = ablated(deep, dict.fromkeys(("LEAST_SURE", "HALFWAY_SURE"), -math.inf))
         return [ROWS_ONLY, IN_ANY_CASE, *(f"rows only, {name}" for name in ABLATION)]
@@ -366,6 +366,8 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
             for task, seed in dict.fromkeys((r["task"], r["seed"]) for r in here)
             if all((method, task, seed) in cells for method in FROZEN)
         ]
+        if not runs:
+            continue
         tasks = list(dict.fromkeys(task for task, _ in runs))
 
         def mean(method: str, key: str) -> float:
