@@ -59,7 +59,7 @@ def fitted(architecture: str) -> dict[str, PromptClassifier]:
     for name, (task, options) in TASKS.items():
         X = [{"text": text, "b": "a film"} for text in SENTENCES] if name == "pair" else SENTENCES
         options = {"verbalizer": "fixed", "steps": None if "second" in name else 0} | options
-        with mock.patch.multiple(verbtune.deep, LEAST_SURE=-np.inf, HALFWAY_SURE=-np.inf):
+        with mock.patch.multiple(verbtune.deep, LEAST_SURE=-np.inf, HALFWAY_SURE=-np.inf, FEWEST=2, FOLDS=2):
             clf = PromptClassifier(task, model=tiny(architecture), **options).fit(X, LABELS)
         assert (clf.second_opinion_ is not None) == ("second" in name)
         if clf.prompt_ is not None:

@@ -170,7 +170,14 @@ def test_attention_that_is_not_pytorchs_is_refused_in_one_line() -> None:
 
 
 @pytest.fixture
-def wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few texts are enough."""
+    monkeypatch.setattr(verbtune.deep, "FEWEST", 2)
+    monkeypatch.setattr(verbtune.deep, "FOLDS", 2)
+
+
+@pytest.fixture
+def wanted(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Held-out texts need not be sure."""
     monkeypatch.setattr(verbtune.deep, "LEAST_SURE", -np.inf)
     monkeypatch.setattr(verbtune.deep, "HALFWAY_SURE", -np.inf)
@@ -217,6 +224,7 @@ def test_one_seed_is_one_opinion() -> None:
     assert np.abs(one - other).max() > 1e-4
 
 
+@pytest.mark.usefixtures("few")
 def test_rows_that_know_all_need_none() -> None:
     made = compiled("bert")
     y = np.arange(len(ROWS)) % 2
@@ -280,11 +288,21 @@ def test_where_there_is_none(options: dict[str, Any], labels: list[str]) -> None
 
 
 @pytest.mark.usefixtures("wanted")
+@pytest.mark.parametrize(("extra", "there"), [(0, True), (1, False)])
+@pytest.mark.usefixtures("wanted")
+def test_fewer_texts_of_a_class_than_it_takes_are_left_to_the_rows(
+    extra: int, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbtune.deep, "FEWEST", min(map(LABELS.count, set(LABELS))) + extra)
+    assert (fitted().second_opinion_ is not None) == there
+
+
 def test_more_texts_than_it_is_for_are_left_to_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verbtune.deep, "MOST_TEXTS", len(SENTENCES) - 1)
     assert fitted().second_opinion_ is None
 
 
+@pytest.mark.usefixtures("few")
 def test_an_lm_that_takes_none_learns_its_rows_and_says_so() -> None:
     with pytest.warns(UserWarning, match="takes no deep prompt.*only the rows are learned"):
         clf = fitted("deberta-v2")
@@ -320,6 +338,7 @@ def test_the_lm_is_left_as_it_was() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.usefixtures("few")
 def test_what_does_not_begin_well_is_not_tried_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verbtune.deep, "LEAST_SURE", -np.inf)
     monkeypatch.setattr(verbtune.deep, "HALFWAY_SURE", np.inf)

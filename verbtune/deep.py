@@ -36,6 +36,7 @@ STEPS = 30
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 16
 FOLDS = 4
+FEWEST = 8  # texts of each class: of fewer too few are held out to tell what it is worth, and how sure it may be
 MOST_TEXTS = 500
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
 LEAST_SURE = 1.5  # standard errors by which held-out texts must prefer both opinions to the rows alone
@@ -110,8 +111,7 @@ def second_opinion(
         Of tuning on all texts; without a second opinion it has no steps.
     """
     none = None, first, History()
-    folds = min(FOLDS, np.bincount(y)[np.unique(y)].min())
-    if folds < 2 or len(y) > MOST_TEXTS:
+    if np.bincount(y)[np.unique(y)].min() < FEWEST or len(y) > MOST_TEXTS:
         return none
     backbone = compiled.backbone
     generator = torch.Generator().manual_seed(seed)
@@ -159,7 +159,7 @@ def second_opinion(
         scores: Tensor = verbalizer.of_words(found.to(backbone.device)) + parts.bias  # (B, C)
         return scores.double().cpu().numpy()
 
-    splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(y, y))
+    splits = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(y, y))
     second, at = np.empty_like(rows), np.empty(0, dtype=np.intp)
     for n, (inside, outside) in enumerate(splits, start=1):
         parts, history = tuned(inside)
