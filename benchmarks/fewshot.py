@@ -1,11 +1,12 @@
 """What the built-in models are good for: 16 labelled texts a class on fourteen public sets.
 
+    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group frozen --shots 16
     python benchmarks/fewshot.py run --data ../shared/data --model builtin/masked
     python benchmarks/fewshot.py table
 
-`run` resumes where it was interrupted. The records go to `benchmarks/records/fewshot-*.json`, and `table`
-writes `benchmarks/fewshot.md` from them. Each model is measured beside a twin of its architecture with
-random weights, so that what training is worth can be seen.
+The first command measures the methods on the model. `run` measures a probe on a twin of its architecture with random
+weights, so that what training is worth can be seen; it resumes where it was interrupted, and its records go to
+`benchmarks/records/fewshot-*.json`. `table` writes `benchmarks/fewshot.md` from both.
 """
 
 from __future__ import annotations
@@ -14,51 +15,22 @@ import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
+from accuracy import FROZEN, MODELS, RECORDS, keep, measured
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from verbtune import Backbone
 from verbtune.bench import SEEDS
 from verbtune.bench import run as run_bench
 
-HERE = Path(__file__).parent
-PAGE = HERE / "fewshot.md"
-MODELS = ("builtin/masked", "builtin/causal")
+PAGE = Path(__file__).parent / "fewshot.md"
 TASKS = (
     *("sst2", "sst5", "cr", "uci_sentences", "imdb", "agnews", "trec6", "snips", "banking77", "clinc150", "emotion"),
     *("tweet_emotion", "sms_spam", "sib200_en"),
 )
-METHODS = ("tfidf", "zero-shot", "zero-shot+batch", "linear-probe", "linear-probe+text", "verbtune")
-TWIN = "random twin"
-MEASURED = (
-    "Measured on 2026-11-22, before there was a deep prompt, before readings were chosen from fewer candidates and "
-    "before sst2 had words for films; `accuracy.md` has the present default on most of these sets. On "
-    "`builtin/causal`, banking77 was measured with the present default, which has no deep prompt for so many texts; "
-    "clinc150 is missing there, since a fit with 150 classes of long words takes it a quarter of an hour."
-)
-KEPT = (
-    "task",
-    "method",
-    "model",
-    "shots",
-    "seed",
-    "n_train",
-    "n_test",
-    "accuracy",
-    "macro_f1",
-    "nll",
-    "ece",
-    "brier",
-    "trained_parameters",
-    "artifact_bytes",
-    "fit_seconds",
-    "predict_seconds",
-    "split_checksum",
-    "model_fingerprint",
-)
+TWIN = "linear-probe, random twin"
 
 
 @click.group()
@@ -75,30 +47,22 @@ def main() -> None:
 @click.option("--tasks", default=",".join(TASKS), help="Some of the sets only, with commas.")
 @click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True)
 def run(data: Path, model: str, limit: int, work: Path, threads: int, tasks: str, seeds: str) -> None:
-    """Measure one model and its random twin; records of other sets and seeds stay."""
+    """Measure a probe on the random twin of a model."""
     torch.set_num_threads(threads)
-    name = model.replace("/", "-")
-    names, drawn = tasks.split(","), [int(seed) for seed in seeds.split(",")]
-    trained = run_bench(
-        names, [model], methods=METHODS, seeds=drawn, output=work / f"fewshot-{name}", data=data, limit=limit
-    )
-    twin = run_bench(
-        names,
+    slug = model.replace("/", "-")
+    outcome = run_bench(
+        tasks.split(","),
         [random_twin(model)],
         methods=["linear-probe"],
-        seeds=drawn,
-        output=work / f"fewshot-{name}-twin",
+        seeds=[int(seed) for seed in seeds.split(",")],
+        output=work / f"fewshot-{slug}",
         data=data,
         limit=limit,
     )
-    target = HERE / "records" / f"fewshot-{name}.json"
-    found = json.loads(target.read_text("utf-8")) if target.is_file() else []
-    found += [{key: getattr(record, key) for key in KEPT} for record in (*trained.records, *twin.records)]
-    kept = {(r["task"], r["model"], r["method"], r["seed"]): r for r in found}  # the last one of each
-    target.write_text("[\n" + ",\n".join(json.dumps(record) for record in kept.values()) + "\n]\n", "utf-8")
-    for failure in trained.failures + twin.failures:
+    keep(outcome.records, RECORDS / f"fewshot-{slug}.json")
+    for failure in outcome.failures:
         click.echo(f"failed: {failure}", err=True)
-    if trained.failures or twin.failures:
+    if outcome.failures:
         raise SystemExit(1)
 
 
@@ -108,7 +72,7 @@ def random_twin(model: str) -> Backbone:
     torch.manual_seed(0)
     auto = AutoModelForMaskedLM if original.kind == "masked" else AutoModelForCausalLM
     twin = auto.from_config(AutoConfig.for_model(**original.model.config.to_dict()))
-    return Backbone(twin, original.tokenizer, kind=original.kind, name=f"{TWIN} of {model}")
+    return Backbone(twin, original.tokenizer, kind=original.kind, name=f"random twin of {model}")
 
 
 @main.command()
@@ -121,28 +85,29 @@ def written() -> str:
     """The page as the records want it."""
     blocks = [
         "# The built-in models with 16 labelled texts a class",
-        "Written by `python benchmarks/fewshot.py table` from `benchmarks/records/fewshot-*.json`. Accuracy in %, "
-        "mean ± standard deviation over five seeds (13, 21, 42, 87, 100); each seed draws its own 16 training texts a "
-        "class, and all methods see the same ones. Best of a row in bold. The published test sets are used, or the "
-        "development sets that stand in for them, cut to at most 300 texts, class by class.",
-        MEASURED,
+        "Written by `python benchmarks/fewshot.py table` from the records of `accuracy.py` and, for the twins, from "
+        "`benchmarks/records/fewshot-*.json`. Accuracy in %, mean ± standard deviation over five seeds "
+        f"({', '.join(map(str, SEEDS))}); each seed draws its own 16 training texts a class, and all methods see the "
+        "same ones. Best of a row in bold. The published test sets are used, or the development sets that stand in for "
+        "them, cut to at most 300 texts, class by class.",
     ]
     for model in MODELS:
-        path = HERE / "records" / f"fewshot-{model.replace('/', '-')}.json"
-        if path.is_file():
-            blocks += [f"## {model}", *model_blocks(json.loads(path.read_text()))]
+        blocks += [f"## {model}", *model_blocks(model.removeprefix("builtin/"))]
     return "\n\n".join(blocks) + "\n"
 
 
-def model_blocks(records: list[dict[str, Any]]) -> list[str]:
+def model_blocks(kind: str) -> list[str]:
     """A model's table, and what it says about the bar."""
+    twin = RECORDS / f"fewshot-builtin-{kind}.json"
+    if not twin.is_file():
+        return ["Not measured."]
     cells: dict[tuple[str, str], list[float]] = defaultdict(list)
     sizes: dict[str, int] = {}
-    for record in records:
-        method = f"{record['method']}, {TWIN}" if TWIN in record["model"] else record["method"]
-        cells[record["task"], method].append(100 * record["accuracy"])
+    records = [r for r in measured("frozen", kind) if r["shots"] == 16 and r["method"] in FROZEN]
+    for record in records + [r | {"method": TWIN} for r in json.loads(twin.read_text("utf-8"))]:
+        cells[record["task"], record["method"]].append(100 * record["accuracy"])
         sizes[record["task"]] = record["n_test"]
-    methods = [*METHODS, f"linear-probe, {TWIN}"]
+    methods = [*FROZEN, TWIN]
     tasks = [task for task in TASKS if (task, "verbtune") in cells]
     lines = ["| set | n test | " + " | ".join(methods) + " |", "|---|---:|" + "---:|" * len(methods)]
     means = {key: statistics.mean(values) for key, values in cells.items()}
@@ -156,7 +121,7 @@ def model_blocks(records: list[dict[str, Any]]) -> list[str]:
         lines.append(f"| {name} | {sizes[task]} | " + " | ".join(row) + " |")
     overall = [f"{statistics.mean(means[task, m] for task in tasks):.1f}" for m in methods]
     lines.append("| *mean* | | " + " | ".join(overall) + " |")
-    ours = [m for m in METHODS if m != "tfidf"]
+    ours = [m for m in FROZEN if m != "tfidf"]
     won = [t for t in tasks if max(means[t, m] for m in ours) > means[t, "tfidf"]]
     main_won = [t for t in tasks if means[t, "verbtune"] > means[t, "tfidf"]]
     lost = [f"{t} (by {means[t, 'tfidf'] - max(means[t, m] for m in ours):.1f} points)" for t in tasks if t not in won]

@@ -19,10 +19,10 @@ import verbtune.deep
 from verbtune import Backbone, BackboneError, PromptClassifier
 from verbtune.calibration import Calibration
 from verbtune.compiled import CompiledTask, compile_task
-from verbtune.deep import LENGTH, second_opinion
+from verbtune.deep import LENGTH, SecondOpinion, second_opinion
 from verbtune.prompt import DeepPrompt
 from verbtune.task import Task
-from verbtune.verbalizer import Verbalizer
+from verbtune.verbalizer import LabelWords, Verbalizer
 
 ROWS = [{"text": text} for text in [*SENTENCES, "Bad.", "Good good good good film, and so was the music! 🙂"]]
 WORDS = {"negative": ["bad", "dreadful"], "positive": ["good", "not bad at all"]}
@@ -169,25 +169,10 @@ def test_attention_that_is_not_pytorchs_is_refused_in_one_line() -> None:
 # -- as a second opinion -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few texts are enough."""
-    monkeypatch.setattr(verbtune.deep, "FEWEST", 2)
-    monkeypatch.setattr(verbtune.deep, "FOLDS", 2)
-
-
-@pytest.fixture
-def wanted(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held-out texts need not be sure."""
-    monkeypatch.setattr(verbtune.deep, "LEAST_SURE", -np.inf)
-    monkeypatch.setattr(verbtune.deep, "HALFWAY_SURE", -np.inf)
-
-
 def fitted(architecture: str = "bert", **options: Any) -> PromptClassifier:
     return PromptClassifier(TONE, model=tiny(architecture), **options).fit(SENTENCES, LABELS)
 
 
-@pytest.mark.usefixtures("wanted")
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_both_opinions_are_added(architecture: str) -> None:
     clf = fitted(architecture)
@@ -207,7 +192,6 @@ def test_both_opinions_are_added(architecture: str) -> None:
     assert opinion.deep.shape[4] == LENGTH
 
 
-@pytest.mark.usefixtures("wanted")
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_saved_and_read_back_it_says_the_same(architecture: str, tmp_path: Path) -> None:
     clf = fitted(architecture)
@@ -217,61 +201,51 @@ def test_saved_and_read_back_it_says_the_same(architecture: str, tmp_path: Path)
     assert again.trained_parameters_ == clf.trained_parameters_
 
 
-@pytest.mark.usefixtures("wanted")
 def test_one_seed_is_one_opinion() -> None:
     one, same, other = (fitted(random_state=seed).predict_proba(SENTENCES) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-4
 
 
-@pytest.mark.usefixtures("few")
-def test_rows_that_know_all_need_none() -> None:
+def opinion_of(rows: np.ndarray, y: np.ndarray) -> tuple[CompiledTask, SecondOpinion, Calibration]:
+    """What is made of `ROWS`, four times over, beside given class scores."""
     made = compiled("bert")
-    y = np.arange(len(ROWS)) % 2
-    sure = 20.0 * np.eye(2)[y]
-    found = second_opinion(
+    opinion, calibration, _ = second_opinion(
         made,
-        made.encode(ROWS),
+        made.encode(ROWS * 4),
         y,
         np.ones(len(y)),
         vectors=None,
         aggregate="mean",
         against=np.zeros(2),
-        rows=sure,
+        rows=rows,
         first=Calibration.none(2),
         seed=0,
     )
-    assert found[0] is None
-    assert found[1].temperature == 1.0
-
-
-def test_its_calibration_is_tried_on_held_out_texts() -> None:
-    """Rows that say nothing, and labels that the LM's own words give away."""
-    made = compiled("bert")
-    rows = ROWS * 4
-    words, _ = made.infer(rows)
-    y = (words[:, 1] - words[:, 0] > (words[:, 1] - words[:, 0]).median()).long().numpy()
-    found = second_opinion(
-        made,
-        made.encode(rows),
-        y,
-        np.ones(len(y)),
-        vectors=None,
-        aggregate="mean",
-        against=np.zeros(2),
-        rows=np.zeros((len(y), 2)),
-        first=Calibration.none(2),
-        seed=0,
-    )
-    opinion, calibration, _ = found
     assert opinion is not None
     assert len(calibration.right) + len(calibration.wrong) == len(y)
-    heard = made.infer(rows, deep=opinion.deep)[0].double().numpy()
+    return made, opinion, calibration
+
+
+def test_it_is_heard_where_rows_say_nothing() -> None:
+    """Labels that the LM's own words give away."""
+    words, _ = compiled("bert").infer(ROWS * 4)
+    y = (words[:, 1] - words[:, 0] > (words[:, 1] - words[:, 0]).median()).long().numpy()
+    made, opinion, calibration = opinion_of(np.zeros((len(y), 2)), y)
+    heard = made.infer(ROWS * 4, deep=opinion.deep)[0].double().numpy()
     scores = calibration.apply(opinion.scores(heard))
     assert log_softmax(scores, axis=1)[np.arange(len(y)), y].mean() > np.log(0.5) + 0.1
 
 
-@pytest.mark.usefixtures("wanted")
+def test_what_tells_held_out_texts_nothing_weighs_little() -> None:
+    y = np.random.default_rng(0).permutation(np.arange(len(ROWS) * 4) % 2)  # no text says it
+    rows = 2.0 * np.eye(2)[y]
+    made, opinion, _ = opinion_of(rows, y)
+    heard = made.infer(ROWS * 4, deep=opinion.deep)[0].double().numpy()
+    both = rows + opinion.scores(heard)
+    assert (both.argmax(axis=1) == y).all()
+
+
 @pytest.mark.parametrize(
     ("options", "labels"),
     [
@@ -287,13 +261,11 @@ def test_where_there_is_none(options: dict[str, Any], labels: list[str]) -> None
     assert clf.history_.best_step == 0
 
 
-@pytest.mark.usefixtures("wanted")
 @pytest.mark.parametrize(("extra", "there"), [(0, True), (1, False)])
-@pytest.mark.usefixtures("wanted")
 def test_fewer_texts_of_a_class_than_it_takes_are_left_to_the_rows(
     extra: int, there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verbtune.deep, "FEWEST", min(map(LABELS.count, set(LABELS))) + extra)
+    monkeypatch.setattr(verbtune.deep, "FOLDS", min(map(LABELS.count, set(LABELS))) + extra)
     assert (fitted().second_opinion_ is not None) == there
 
 
@@ -302,7 +274,6 @@ def test_more_texts_than_it_is_for_are_left_to_the_rows(monkeypatch: pytest.Monk
     assert fitted().second_opinion_ is None
 
 
-@pytest.mark.usefixtures("few")
 def test_an_lm_that_takes_none_learns_its_rows_and_says_so() -> None:
     with pytest.warns(UserWarning, match="takes no deep prompt.*only the rows are learned"):
         clf = fitted("deberta-v2")
@@ -310,7 +281,6 @@ def test_an_lm_that_takes_none_learns_its_rows_and_says_so() -> None:
     np.testing.assert_allclose(clf.predict_proba(SENTENCES), fitted("deberta-v2", steps=0).predict_proba(SENTENCES))
 
 
-@pytest.mark.usefixtures("wanted")
 @pytest.mark.parametrize("at", ["the first fold", "the last tuning"])
 def test_an_interrupted_tuning_leaves_the_rows(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = fitted(steps=0)
@@ -329,7 +299,6 @@ def test_an_interrupted_tuning_leaves_the_rows(at: str, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(clf.predict_proba(SENTENCES), plain.predict_proba(SENTENCES))
 
 
-@pytest.mark.usefixtures("wanted")
 def test_the_lm_is_left_as_it_was() -> None:
     backbone = tiny("bert")
     before = copy.deepcopy(backbone.model.state_dict())
@@ -338,18 +307,6 @@ def test_the_lm_is_left_as_it_was() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
-@pytest.mark.usefixtures("few")
-def test_what_does_not_begin_well_is_not_tried_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbtune.deep, "LEAST_SURE", -np.inf)
-    monkeypatch.setattr(verbtune.deep, "HALFWAY_SURE", np.inf)
-    tune, runs = verbtune.deep.tune, []
-    monkeypatch.setattr(verbtune.deep, "tune", lambda *a, **k: runs.append(1) or tune(*a, **k))
-    texts, labels = SENTENCES * 2, LABELS * 2
-    assert PromptClassifier(TONE, model=tiny("bert")).fit(texts, labels).second_opinion_ is None
-    assert len(runs) == verbtune.deep.FOLDS // 2
-
-
-@pytest.mark.usefixtures("wanted")
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_words_of_several_pieces_are_heard_by_their_beginnings_in_one_pass(
     architecture: str, monkeypatch: pytest.MonkeyPatch
@@ -367,7 +324,18 @@ def test_words_of_several_pieces_are_heard_by_their_beginnings_in_one_pass(
     assert len(passes) == 2
 
 
-def test_classes_whose_words_begin_alike_are_heard_by_their_words() -> None:
-    words = compiled("bert", {"negative": ["not bad at all"], "positive": ["not good at all"]}).words
-    assert {p[0] for p in words.pieces} == {words.pieces[0][0]}
-    assert words.beginnings == words
+@pytest.mark.parametrize(
+    ("pieces", "heard"),
+    [
+        ([[1, 2], [3, 4], [3, 5]], [1, 3, 3]),  # words of one class may share a piece
+        ([[1, 2], [1, 3], [4]], [2, 3, 4]),
+        ([[1], [1, 3], [1, 4, 5]], [1, 3, 4]),  # one begins another
+        ([[1, 2], [1, 3], [2]], None),
+        ([[1, 2, 3], [1, 4, 2], [1, 4, 5]], [2, 4, 4]),
+    ],
+)
+def test_a_word_is_heard_where_it_leaves_those_of_other_classes(
+    pieces: list[list[int]], heard: list[int] | None
+) -> None:
+    words = LabelWords(("a", "b"), ("x", "y", "z"), tuple(map(tuple, pieces)), (0, 1, 1), (1.0, 1.0, 1.0))
+    assert words.beginnings.pieces == (words.pieces if heard is None else tuple((piece,) for piece in heard))

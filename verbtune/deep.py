@@ -1,8 +1,8 @@
 """A second opinion: how the label words begin, as the LM scores it behind a deep prompt that is tuned.
 
 Rows read what the LM's states hold; learned keys and values before every layer's own change what it makes of a text.
-With few texts that helps much or harms, so it is kept only where texts held out in turn say that it knows more than the
-rows.
+With few texts that helps much or little, so it has half the weight of the rows, and is as sure as texts that are held
+out in turn let it be.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
@@ -35,12 +34,10 @@ LENGTH = 4
 STEPS = 30
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 16
-FOLDS = 4
-FEWEST = 8  # texts of each class: of fewer too few are held out to tell what it is worth, and how sure it may be
+FOLDS = 3  # and the fewest texts of a class
 MOST_TEXTS = 500
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
-LEAST_SURE = 1.5  # standard errors by which held-out texts must prefer both opinions to the rows alone
-HALFWAY_SURE = 0.0  # the same for the first half of them, so that much that is not kept costs half the time
+SHARE = 0.5  # of the second opinion, when both are equally sure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +76,7 @@ def second_opinion(
     seed: int,
     progress: bool = False,
 ) -> tuple[SecondOpinion | None, Calibration, History]:
-    """Tune a deep prompt, if texts that are held out in turn say that it knows more than the rows do.
+    """Tune a deep prompt, and tell by texts that are held out in turn how sure it may be.
 
     Parameters
     ----------
@@ -103,15 +100,14 @@ def second_opinion(
     Returns
     -------
     opinion : SecondOpinion or None
-        None where the rows know as much, with too few or too many texts to tell, for an LM that takes no deep
-        prompt, or if Ctrl-C ended it.
+        None with too few or too many texts, for an LM that takes no deep prompt, or if Ctrl-C ended it.
     calibration : Calibration
         For the sum of both opinions' class scores; without a second one the first.
     history : History
         Of tuning on all texts; without a second opinion it has no steps.
     """
     none = None, first, History()
-    if np.bincount(y)[np.unique(y)].min() < FEWEST or len(y) > MOST_TEXTS:
+    if np.bincount(y)[np.unique(y)].min() < FOLDS or len(y) > MOST_TEXTS:
         return none
     backbone = compiled.backbone
     generator = torch.Generator().manual_seed(seed)
@@ -159,19 +155,16 @@ def second_opinion(
         scores: Tensor = verbalizer.of_words(found.to(backbone.device)) + parts.bias  # (B, C)
         return scores.double().cpu().numpy()
 
-    splits = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(y, y))
-    second, at = np.empty_like(rows), np.empty(0, dtype=np.intp)
-    for n, (inside, outside) in enumerate(splits, start=1):
+    second = np.empty_like(rows)
+    for inside, outside in StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(y, y):
         parts, history = tuned(inside)
         if history.interrupted:
             return _interrupted(first)
-        second[outside], at = heard(outside, parts), np.append(at, outside)
-        share, calibration, sure = _together(rows[at], second[at], y[at], weight[at], first)
-        if sure <= (LEAST_SURE if n == len(splits) else HALFWAY_SURE if 2 * n >= len(splits) else -np.inf):
-            return none
+        second[outside] = heard(outside, parts)
     parts, history = tuned(np.arange(len(y)))
     if history.interrupted:
         return _interrupted(first)
+    share, calibration = _together(rows, second, y, weight, first)
     # As it is saved: a file of half the size, and the same answers after loading.
     deep = parts.deep().half()
     return SecondOpinion(deep, share, share * parts.bias.double().cpu().numpy()), calibration, history
@@ -184,16 +177,16 @@ def _interrupted(first: Calibration) -> tuple[None, Calibration, History]:
 
 def _together(
     rows: Array, words: Array, y: NDArray[np.intp], weight: Array, first: Calibration
-) -> tuple[float, Calibration, float]:
-    """The weight of the label words beside the rows, a calibration of the sum, and how much better it is.
+) -> tuple[float, Calibration]:
+    """The weight of the label words' class scores (N, C) beside those of the rows (N, C), and a calibration of the sum.
 
-    That is by the mean log-likelihood, in standard errors.
+    Words that tell held-out texts little get a high temperature, and so a low weight.
     """
-    share = first.temperature / temperature(words, y, sample_weight=weight).temperature
+    share = SHARE * first.temperature / temperature(words, y, sample_weight=weight).temperature
     both = rows + share * words
-    calibration = temperature(both, y, sample_weight=weight).tried_on(both, y)
-    gain = weight * (_log_likelihood(calibration.apply(both), y) - _log_likelihood(first.apply(rows), y))
-    return share, calibration, float(gain.mean() / (gain.std() + 1e-12) * len(y) ** 0.5)
+    # As sure as the two are on average: that they agree is little more than what one of them says.
+    expected = (1 + SHARE) * first.temperature
+    return share, temperature(both, y, sample_weight=weight, expected=expected).tried_on(both, y)
 
 
 class _Parts(nn.Module):
@@ -203,8 +196,3 @@ class _Parts(nn.Module):
         super().__init__()
         self.deep = DeepPrompt(start)
         self.bias = nn.Parameter(torch.tensor(against, dtype=torch.float32))  # (C,)
-
-
-def _log_likelihood(scores: Array, y: NDArray[np.intp]) -> Array:
-    found: Array = log_softmax(scores, axis=1)[np.arange(len(y)), y]
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -48,10 +49,18 @@ class LabelWords:
 
     @property
     def beginnings(self) -> LabelWords:
-        """The words by their first pieces, which take one pass; the words themselves where two classes share one."""
-        owners: dict[tuple[int, ...], int] = {}
-        first = tuple(p[:1] for p in self.pieces)
-        apart = all(owners.setdefault(p, owner) == owner for p, owner in zip(first, self.owner, strict=True))
+        """The words by the first piece at which they leave those of other classes, which takes one pass.
+
+        The words themselves where two classes come to the same piece.
+        """
+        come: dict[tuple[int, ...], set[int]] = defaultdict(set)  # the classes that come to each beginning
+        for pieces, owner in zip(self.pieces, self.owner, strict=True):
+            for n in range(1, len(pieces) + 1):
+                come[pieces[:n]].add(owner)
+        first = tuple(
+            (next((piece for n, piece in enumerate(p, start=1) if len(come[p[:n]]) == 1), p[-1]),) for p in self.pieces
+        )
+        apart = len(set(first)) == len(set(zip(first, self.owner, strict=True)))
         return dataclasses.replace(self, pieces=first) if apart else self
 
 
