@@ -104,13 +104,6 @@ def test_it_never_makes_the_likelihood_worse_where_it_was_fitted() -> None:
     assert nll(temperature(scores, y)) < nll(Calibration.none(3))
 
 
-@pytest.mark.parametrize("n", [1, 6, 100])
-def test_scores_of_another_size_that_is_expected_are_the_same_problem(n: int) -> None:
-    scores, y = sample(n)
-    found = temperature(4.0 * scores, y, expected=4.0).temperature
-    assert found == pytest.approx(4.0 * temperature(scores, y).temperature, rel=1e-3)
-
-
 def test_a_whole_weight_is_that_many_copies() -> None:
     scores, y = sample(40)
     weights = np.arange(40) % 3

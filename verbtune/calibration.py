@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-__all__ = ["CONTENT_FREE_TEXTS", "Calibration", "batch", "content_free", "temperature"]
+__all__ = ["CONTENT_FREE_TEXTS", "PRIOR", "Calibration", "batch", "content_free", "temperature"]
 
 Scores = NDArray[np.float64]
 
 CONTENT_FREE_TEXTS = ("N/A", "...", "nothing")
-PRIOR = 3.0  # strength: a handful of texts that are all right would ask for a temperature near 0
+PRIOR = 3.0  # of a temperature of 1, say: a handful of texts that are all right would ask for one near 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +132,7 @@ def _against(scores: Scores) -> Calibration:
     return Calibration(1.0, -np.log(softmax(scores, axis=1).mean(axis=0) + 1e-12))
 
 
-def temperature(
-    scores: Scores, y: NDArray[np.intp], *, sample_weight: Scores | None = None, expected: float = 1.0
-) -> Calibration:
+def temperature(scores: Scores, y: NDArray[np.intp], *, sample_weight: Scores | None = None) -> Calibration:
     """The temperature of least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599).
 
     Parameters
@@ -144,14 +142,12 @@ def temperature(
     y : ndarray of shape (N,)
         Their classes, as indices.
     sample_weight : ndarray of shape (N,), optional
-    expected : float
-        Where few texts leave the temperature.
     """
     weight = np.ones(len(y)) if sample_weight is None else sample_weight
 
     def loss(log_scale: float) -> float:
         logs = log_softmax(scores * np.exp(log_scale), axis=1)[np.arange(len(y)), y]
-        return float(-(weight * logs).sum() + PRIOR * (log_scale + np.log(expected)) ** 2)
+        return float(-(weight * logs).sum() + PRIOR * log_scale**2)
 
     log_scale = minimize_scalar(loss, bounds=(-3, 3), method="bounded").x
     return Calibration(float(np.exp(-log_scale)), np.zeros(scores.shape[1]))

@@ -118,9 +118,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Text classification by prompt tuning on a frozen masked or causal language model.
 
     What is learned are a row for every class, which starts at the manual prompt, and a prompt. The rows are fitted with
-    the prompt as it is; then a deep prompt is tuned, keys and values before those of every layer, and is a second
-    opinion beside the rows where it knows more than they do. Cross-validation inside the training texts says that, and
-    what the rows read, how far they leave the manual prompt, and at which temperature scores become probabilities.
+    the prompt as it is; then a deep prompt is tuned, keys and values before those of every layer, as a second opinion
+    beside the rows. Cross-validation inside the training texts says what the rows read, how far they leave the manual
+    prompt, how much the second opinion weighs, and at which temperature scores become probabilities.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Peak step size of AdamW; prompt vectors move in units of the LM's embedding size.
     steps : int, optional
         Of joint tuning of rows and soft tokens, with the settings below, in place of the deep prompt; 0 learns the rows
-        only, in a fraction of the time. Default: the deep prompt, as cross-validation wants it.
+        only, in a fraction of the time. Default: the deep prompt.
     batch_size : int, default=16
     weight_decay : float, default=0.01
         Pull back to the manual prompt and to the LM's own rows.

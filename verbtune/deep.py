@@ -1,8 +1,8 @@
 """A second opinion: how the label words begin, as the LM scores it behind a deep prompt that is tuned.
 
 Rows read what the LM's states hold; learned keys and values before every layer's own change what it makes of a text.
-With few texts that helps much or little, so it has half the weight of the rows, and is as sure as texts that are held
-out in turn let it be.
+With few texts that helps much or little, so both are heard, the rows twice as loud, until texts that are held out in
+turn say otherwise.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
 from .backbone import BackboneError
-from .calibration import Calibration, temperature
+from .calibration import PRIOR, Calibration, temperature
 from .compiled import CompiledTask
 from .encode import Example
 from .prompt import DeepPrompt, from_vocabulary
@@ -37,7 +39,7 @@ BATCH_SIZE = 16
 FOLDS = 3  # and the fewest texts of a class
 MOST_TEXTS = 500
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
-SHARE = 0.5  # of the second opinion, when both are equally sure
+SHARE = 0.5  # of the second opinion for each of the rows', when both are equally sure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,13 +182,24 @@ def _together(
 ) -> tuple[float, Calibration]:
     """The weight of the label words' class scores (N, C) beside those of the rows (N, C), and a calibration of the sum.
 
-    Words that tell held-out texts little get a high temperature, and so a low weight.
+    The sum is a mean of both opinions, each at its own temperature: words that tell held-out texts little get a high
+    one, and so a low weight. Few texts leave the words' share at `SHARE`, and the mean as sure as it is: that both
+    agree is little more than what one of them says.
     """
-    share = SHARE * first.temperature / temperature(words, y, sample_weight=weight).temperature
-    both = rows + share * words
-    # As sure as the two are on average: that they agree is little more than what one of them says.
-    expected = (1 + SHARE) * first.temperature
-    return share, temperature(both, y, sample_weight=weight, expected=expected).tried_on(both, y)
+    second = temperature(words, y, sample_weight=weight)
+    opinions = first.apply(rows), second.apply(words)
+
+    def loss(logs: Array) -> float:
+        share, sharpness = np.exp(logs) * (SHARE, 1.0)
+        mean = sharpness * (opinions[0] + share * opinions[1]) / (1 + share)
+        found = log_softmax(mean, axis=1)[np.arange(len(y)), y]
+        return float(-(weight * found).sum() + PRIOR * (logs**2).sum())
+
+    logs = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-3, 3)] * 2).x
+    share, sharpness = np.exp(logs) * (SHARE, 1.0)
+    beside = float(share * first.temperature / second.temperature)
+    calibration = Calibration(float((1 + share) / sharpness * first.temperature), np.zeros(rows.shape[1]))
+    return beside, calibration.tried_on(rows + beside * words, y)
 
 
 class _Parts(nn.Module):
