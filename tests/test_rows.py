@@ -159,14 +159,26 @@ def test_of_many_texts_some_choose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_classes_of_more_texts_than_choose_are_calibrated() -> None:
     """Of 100 classes one has a single text among those that choose: it cannot be held out in turn."""
-    y = np.append(np.arange(MOST_CHOOSING + 98) % 99, [99, 99])
+    y = np.append(np.arange(2 * MOST_CHOOSING) % 99, [99, 99, 99])
     states = np.random.default_rng(0).normal(np.eye(100)[y], 0.2)
-    chosen = np.random.default_rng(0).permutation(len(y))[:MOST_CHOOSING]
+    chosen = verbtune.rows._of_all_classes(y, MOST_CHOOSING, 0)
     assert (y[chosen] == 99).sum() == 1
     _, calibration, _ = choose_reading(np.zeros((len(y), 100)), states, y, np.ones(len(y)), split=3, seed=0)
     assert calibration.temperature != 1.0
     assert len(calibration.right) + len(calibration.wrong) == len(y) // 4
     assert len(calibration.right) > len(calibration.wrong)
+
+
+@pytest.mark.parametrize(("n", "n_classes"), [(500, 77), (302, 151), (7, 3), (1232, 77)])
+def test_those_that_choose_are_of_all_classes(n: int, n_classes: int) -> None:
+    """Else a class of one text among them leaves nothing to choose by."""
+    y = np.random.default_rng(1).permutation(np.arange(16 * n_classes) % n_classes)
+    chosen = verbtune.rows._of_all_classes(y, n, 0)
+    assert len(np.unique(chosen)) == n
+    counts = np.bincount(y[chosen], minlength=n_classes)
+    assert counts.min() >= n // n_classes
+    assert counts.max() <= -(-n // n_classes)
+    assert (np.diff(chosen) < 0).any()
 
 
 def test_the_calibration_is_tried_on_every_text_that_chose() -> None:

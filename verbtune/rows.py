@@ -154,9 +154,9 @@ def choose_reading(
     def reading(shares: tuple[float, float], scale: float, strength: float) -> Reading:
         return Reading(scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
 
-    chosen = np.random.default_rng(seed).permutation(len(y))[:MOST_CHOOSING]
+    chosen = _of_all_classes(y, min(len(y), MOST_CHOOSING), seed)
     counts = np.bincount(y[chosen])
-    folds, many = min(FOLDS, counts[counts > 0].min()), len(y) > MOST_CHOOSING
+    folds, many = min(FOLDS, counts[counts > 0].min()), len(chosen) < len(y)
     if folds < 2:
         first = reading(shares, scale, strength)
         none = Calibration.none(base.shape[1])
@@ -185,6 +185,13 @@ def choose_reading(
     return best, calibration, scores[np.argsort(chosen)]
 
 
+def _of_all_classes(y: NDArray[np.intp], n: int, seed: int) -> NDArray[np.intp]:
+    """Indices of `n` texts, of every class in proportion, in random order."""
+    order = np.random.default_rng(seed).permutation(len(y))
+    by_class = np.argsort(y[order], kind="stable")
+    return order[np.sort(by_class[np.linspace(0, len(y), n, endpoint=False, dtype=int)])]
+
+
 def _unseen(
     base: Array,
     states: Array,
@@ -210,9 +217,7 @@ def _calibrate(
     base: Array, states: Array, y: NDArray[np.intp], weight: Array, reading: Reading, seed: int
 ) -> Calibration:
     """The temperature that suits at most `MOST_CHOOSING` texts of all classes, held out once, tried on them."""
-    order = np.random.default_rng(seed).permutation(len(y))
-    by_class = order[np.argsort(y[order], kind="stable")]
-    outside = by_class[:: max(FOLDS, -(-len(y) // MOST_CHOOSING))]
-    inside = np.setdiff1d(order, outside)
+    outside = _of_all_classes(y, min(len(y) // FOLDS, MOST_CHOOSING), seed)
+    inside = np.setdiff1d(np.arange(len(y)), outside)
     scores = _unseen(base, states, y, weight, reading, inside, outside)
     return temperature(scores, y[outside], sample_weight=weight[outside]).tried_on(scores, y[outside])
