@@ -166,10 +166,10 @@ def second_opinion(
     parts, history = tuned(np.arange(len(y)))
     if history.interrupted:
         return _interrupted(first)
-    share, calibration = _together(rows, second, y, weight, first)
+    beside, calibration = _together(rows, second, y, weight, first)
     # As it is saved: a file of half the size, and the same answers after loading.
     deep = parts.deep().half()
-    return SecondOpinion(deep, share, share * parts.bias.double().cpu().numpy()), calibration, history
+    return SecondOpinion(deep, beside, beside * parts.bias.double().cpu().numpy()), calibration, history
 
 
 def _interrupted(first: Calibration) -> tuple[None, Calibration, History]:
