@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from accuracy import FROZEN, MODELS, RECORDS, keep, measured
+from accuracy import FROZEN, MODELS, RECORDS, common, keep, measured
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from verbtune import Backbone
@@ -104,8 +104,8 @@ def model_blocks(kind: str) -> list[str]:
         return ["Not measured."]
     cells: dict[tuple[str, str], list[float]] = defaultdict(list)
     sizes: dict[str, int] = {}
-    records = [r for r in measured("frozen", kind) if r["shots"] == 16 and r["method"] in FROZEN]
-    for record in records + [r | {"method": TWIN} for r in json.loads(twin.read_text("utf-8"))]:
+    records = [r for r in measured("frozen", kind) if r["shots"] == 16 and r["task"] in TASKS and r["method"] in FROZEN]
+    for record in common(records + [r | {"method": TWIN} for r in json.loads(twin.read_text("utf-8"))]):
         cells[record["task"], record["method"]].append(100 * record["accuracy"])
         sizes[record["task"]] = record["n_test"]
     methods = [*FROZEN, TWIN]
