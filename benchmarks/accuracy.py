@@ -387,7 +387,7 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
         second = max(others, key=lambda m: mean(m, "accuracy"))
         ahead = mean("verbtune", "accuracy") - mean(second, "accuracy")
         floors = {run: max(cells[m, *run]["accuracy"] for m in ("zero-shot+batch", "linear-probe")) for run in runs}
-        below = {run: floor - cells["verbtune", *run]["accuracy"] for run, floor in floors.items()}
+        below = {run: round(floor - cells["verbtune", *run]["accuracy"], 6) for run, floor in floors.items()}
         fallen = sorted((run for run in runs if below[run] > MOST_BELOW), key=lambda run: -below[run])
         worst = f"; worst {100 * below[fallen[0]]:.1f} on {fallen[0][0]}, seed {fallen[0][1]}" if fallen else ""
         likely = min(others, key=lambda m: mean(m, "nll"))
