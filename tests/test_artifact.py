@@ -22,8 +22,8 @@ import verbtune.backbone
 from verbtune import PromptClassifier, Task
 from verbtune.artifact import Artifact, ArtifactError, check_folder, read, size, write
 from verbtune.backbone import Backbone, BackboneError
-from verbtune.classifier import ParameterError
 from verbtune.encode import tokenize
+from verbtune.parameters import ParameterError
 
 LABELS = ["positive", "negative", "positive", "negative", "negative", "positive", "negative"]
 TONE = {

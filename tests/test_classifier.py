@@ -29,9 +29,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 import verbtune.classifier
 from verbtune import Backbone, PromptClassifier, Task, TaskError
-from verbtune.classifier import ParameterError
 from verbtune.compiled import compile_task
 from verbtune.data import DataError
+from verbtune.parameters import ParameterError
 from verbtune.tuning import TuningError
 from verbtune.verbalizer import Verbalizer
 

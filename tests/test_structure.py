@@ -15,8 +15,8 @@ PACKAGE = Path(verbtune.__file__).parent
 # Each module imports only from those above it. One that is not here has no place yet: give it one.
 ORDER = [
     "builtin", "task", "prompt", "artifact", "encode", "verbalizer", "backbone", "text_cache", "compiled", "lint",
-    "calibration", "rows", "data", "tuning", "deep", "plots", "classifier", "bank", "baselines", "metrics", "bench",
-    "report", "cli",
+    "calibration", "rows", "data", "parameters", "tuning", "deep", "plots", "classifier", "bank", "baselines",
+    "metrics", "bench", "report", "cli",
 ]  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
 EVERY = sorted(PACKAGE.rglob("*.py"))

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .calibration import CONTENT_FREE_TEXTS, Calibration, batch, content_free
-from .classifier import ParameterError, PromptClassifier, fixed_soft_tokens
+from .classifier import PromptClassifier
 from .compiled import compile_task
 from .data import check_labels, check_rows
 from .encode import Row, tokenize
+from .parameters import ParameterError, fixed_soft_tokens
 from .task import Task
 from .tuning import tune
 from .verbalizer import Verbalizer

@@ -27,47 +27,22 @@ from . import artifact
 from .backbone import Backbone
 from .calibration import Calibration, batch
 from .compiled import CompiledTask, compile_task
-from .data import DataError, check_labels, check_rows
+from .data import DataError, check_labels, check_rows, check_weights
 from .deep import SecondOpinion, second_opinion
 from .encode import Example
+from .parameters import ParameterError, check_parameters
 from .plots import draw_history
-from .prompt import REPARAMETERIZATIONS, SoftPrompt, from_labels, from_random, from_vocabulary
+from .prompt import SoftPrompt, from_labels, from_random, from_vocabulary
 from .rows import choose_reading, fit_rows
-from .task import Soft, Task, Template
+from .task import Task
 from .text_cache import TextCache, frozen_length
 from .tuning import History, tune
-from .verbalizer import AGGREGATIONS, MULTI_TOKEN, Verbalizer
+from .verbalizer import Verbalizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ParameterError", "PromptClassifier", "check_parameters", "check_weights", "fixed_soft_tokens"]
-
-CHOICES = {
-    "init": ("vocab", "labels", "random"),
-    "reparameterization": REPARAMETERIZATIONS,
-    "verbalizer": ("learned", "fixed"),
-    "aggregate": AGGREGATIONS,
-    "multi_token": MULTI_TOKEN,
-}
-RANGES = {
-    "prompt_length": (0, 1000),
-    "learning_rate": (0, math.inf),
-    "steps": (0, math.inf),
-    "batch_size": (1, math.inf),
-    "weight_decay": (0, math.inf),
-    "warmup": (0, 1),
-    "max_grad_norm": (0, math.inf),
-    "validation_fraction": (0, 0.9),
-    "evaluate_every": (1, math.inf),
-    "patience": (1, math.inf),
-    "max_length": (1, math.inf),
-}
-WHOLE = ("prompt_length", "steps", "batch_size", "evaluate_every", "patience", "max_length")
-
-
-class ParameterError(ValueError):
-    """A parameter of a classifier that cannot be used: names it, its value and the remedy."""
+__all__ = ["PromptClassifier"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -704,76 +679,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 stacklevel=3,
             )
         return history
-
-
-def check_parameters(clf: PromptClassifier, task: Task) -> None:
-    """Refuse what a classifier cannot be fitted with, before anything is loaded.
-
-    Raises
-    ------
-    ParameterError
-    """
-    for name, choices in CHOICES.items():
-        value = getattr(clf, name)
-        if value not in choices:
-            raise ParameterError(f"{name}={value!r} is unknown; use one of {', '.join(choices)}")
-    for name, (low, high) in RANGES.items():
-        value = getattr(clf, name)
-        if name in ("max_length", "steps") and value is None:
-            continue
-        kind, noun = (numbers.Integral, "a whole number") if name in WHOLE else (numbers.Real, "a number")
-        good = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(float(value))
-        if not good or not low <= float(value) <= high:
-            raise ParameterError(f"{name}={value!r} must be {noun} from {low} to {high}")
-    for name in ("tune_template", "verbose"):
-        if not isinstance(getattr(clf, name), bool | np.bool_):
-            raise ParameterError(f"{name}={getattr(clf, name)!r} must be True or False")
-    try:
-        check_random_state(clf.random_state)
-    except ValueError:
-        raise ParameterError(
-            f"random_state={clf.random_state!r} must be a whole number from 0 to 2**32 - 1, a RandomState or None"
-        ) from None
-    fixed = fixed_soft_tokens(task)
-    if clf.prompt_length and fixed:
-        raise ParameterError(
-            f"prompt_length={clf.prompt_length!r} has nowhere to go: the template of {task.task!r} says {fixed}; "
-            "write {soft} there, or leave prompt_length out"
-        )
-
-
-def fixed_soft_tokens(task: Task) -> str | None:
-    """The soft piece of a template all of whose soft pieces say how many tokens they are, if there is such a one.
-
-    A task's two templates are looked at both, so that `prompt_length` means the same whatever the LM.
-    """
-    for template in filter(None, (task.template, task.template_causal)):
-        soft = [segment for segment in template.segments if isinstance(segment, Soft)]
-        if soft and Soft() not in soft:
-            return str(Template((soft[0],)))
-    return None
-
-
-def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
-    """Sample weights as an array of length n; the mean of those that are not 0 is 1.
-
-    Raises
-    ------
-    DataError
-        If there are not n numbers, one is negative or not finite, or all are zero.
-    """
-    if sample_weight is None:
-        return np.ones(n)
-    try:
-        weights = np.asarray(sample_weight, dtype=float)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"sample_weight: {error}; give each of the {n} texts a number, 0 or more") from None
-    if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise DataError(
-            f"sample_weight of shape {weights.shape} for {n} texts; give each a finite number, 0 or more, not all zero"
-        )
-    scaled: NDArray[np.float64] = weights / weights[weights > 0].mean()
-    return scaled
 
 
 def _fit_rows(

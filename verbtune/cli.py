@@ -324,9 +324,10 @@ def fit(
     Ctrl-C ends the training early; the best prompt so far is saved.
     """
     from . import artifact
-    from .classifier import ParameterError, PromptClassifier, check_parameters
+    from .classifier import PromptClassifier
     from .data import read_split, sample_shots
     from .lint import lint
+    from .parameters import ParameterError, check_parameters
 
     clf = PromptClassifier(task, random_state=seed, verbose=True, **_parameters(pairs))
     try:

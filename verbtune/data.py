@@ -24,6 +24,7 @@ __all__ = [
     "check_labels",
     "check_row",
     "check_rows",
+    "check_weights",
     "checksum",
     "form_of",
     "load_splits",
@@ -190,6 +191,28 @@ def check_labels(y: Any, n_rows: int, task: Task) -> tuple[NDArray[Any], tuple[s
     if len(classes) < 2:
         raise DataError(f"all labels are one class, {classes.item(0)!r}; a classifier needs examples of at least two")
     return classes, tuple(names[int(c) if labels.dtype.kind in "iub" else c] for c in classes), codes.astype(np.intp)
+
+
+def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
+    """Sample weights as an array of length n; the mean of those that are not 0 is 1.
+
+    Raises
+    ------
+    DataError
+        If there are not n numbers, one is negative or not finite, or all are zero.
+    """
+    if sample_weight is None:
+        return np.ones(n)
+    try:
+        weights = np.asarray(sample_weight, dtype=float)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"sample_weight: {error}; give each of the {n} texts a number, 0 or more") from None
+    if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise DataError(
+            f"sample_weight of shape {weights.shape} for {n} texts; give each a finite number, 0 or more, not all zero"
+        )
+    scaled: NDArray[np.float64] = weights / weights[weights > 0].mean()
+    return scaled
 
 
 def _missing(value: Any) -> bool:
