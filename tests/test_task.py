@@ -192,6 +192,12 @@ def test_a_full_spec_is_read_as_written() -> None:
     assert (task.version, task.metric, task.description, task.source) == (3, "macro_f1", "Follows?", "nli.yaml")
 
 
+def test_classes_alone_are_their_own_label_words() -> None:
+    named = HEAD + "verbalizer: [play_music, weather]\n"
+    words = HEAD + "verbalizer:\n  play_music: [play music]\n  weather: [weather]\n"
+    assert Task.from_text(named, source="a.yaml") == Task.from_text(words, source="b.yaml")
+
+
 NAN = float("nan")
 BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"extra": 1}, "unknown key 'extra'; the keys are task, template, verbalizer"),
@@ -206,7 +212,12 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"description": 3}, "description: 3 is not a string; quote it"),
     ({"metric": "f1"}, "metric: 'f1' is unknown; use one of accuracy, macro_f1"),
     ({"metric": ["accuracy"]}, "metric: ['accuracy'] is unknown"),
-    ({"verbalizer": ["a", "b"]}, "expected at least two classes"),
+    ({"verbalizer": "auto"}, "expected at least two classes"),
+    ({"verbalizer": ["a"]}, "expected at least two classes"),
+    ({"verbalizer": ["a", "b", "a"]}, "the class 'a' is repeated; write it once"),
+    ({"verbalizer": ["a", ["b"]]}, "the class ['b'] is not a string; quote it"),
+    ({"verbalizer": ["a", False]}, "the class False is not a string; quote it, as in 'no'"),
+    ({"verbalizer": ["a_b", "a b"]}, "the label word 'a b' stands under both 'a_b' and 'a b'"),
     ({"verbalizer": {"a": ["x"]}}, "expected at least two classes"),
     ({"verbalizer": {False: ["x"], "yes": ["y"]}}, "the class False is not a string; quote it, as in 'no'"),
     ({"verbalizer": {1: ["x"], "b": ["y"]}}, "the class 1 is not a string; quote it, as in '1'"),

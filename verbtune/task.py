@@ -211,6 +211,7 @@ class Task:
         For masked LMs; for causal ones too if nothing but punctuation follows the answer.
     verbalizer : mapping of str to mapping of str to float
         Class → label word → weight. The order of the classes is the integer order of a hub data set.
+        A spec may list the classes alone: then their names are their words, with spaces for underscores.
     template_causal : Template, optional
         The template for causal LMs, whose answer must come last.
     truncate : mapping of str to {"tail", "head", "middle"}
@@ -445,10 +446,16 @@ def _known_keys(spec: Mapping[Any, Any], known: Sequence[str], where: str) -> No
 
 def _verbalizer(spec: Any, source: str) -> dict[str, dict[str, float]]:
     where = f"{source}: verbalizer"
-    if not isinstance(spec, Mapping) or len(spec) < 2:
+    if isinstance(spec, str) or not isinstance(spec, Mapping | Sequence) or len(spec) < 2:
         raise TaskError(f"{where}: expected at least two classes with their label words, got {spec!r:.80}")
+    if isinstance(spec, Mapping):
+        classes = list(spec.items())
+    else:  # names alone, which are then the label words
+        classes = [(name, name.replace("_", " ") if isinstance(name, str) else name) for name in spec]
     verbalizer: dict[str, dict[str, float]] = {}
-    for name, words in spec.items():
+    for name, words in classes:
+        if isinstance(name, str) and name in verbalizer:
+            raise TaskError(f"{where}: the class {name!r} is repeated; write it once")
         if not isinstance(name, str):
             raise TaskError(f"{where}: the class {name!r} is not a string; quote it, as in {_yaml_word(name)!r}")
         if not name.strip():
