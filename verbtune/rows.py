@@ -120,8 +120,9 @@ def choose_reading(
 ) -> tuple[Reading, Calibration, Array | None]:
     """What to read, by the likelihood of texts held out in turn, each reading at its own best temperature.
 
-    Few texts cannot tell good readings apart, and the likeliest of several may be so by chance. Taken is the nearest to the
-    manual prompt that is less than a standard error worse (Breiman et al. 1984, Classification and Regression Trees).
+    Few texts cannot tell good readings apart, and the likeliest of several may be so by chance. Taken is the nearest
+    to the manual prompt that is less than a standard error worse (Breiman et al. 1984, Classification and Regression
+    Trees).
 
     Parameters
     ----------
