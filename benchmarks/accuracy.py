@@ -33,9 +33,10 @@ import torch
 
 from verbtune import Backbone, PromptClassifier, deep, rows
 from verbtune.baselines import METHODS, Factory, FineTuned
-from verbtune.bench import SEEDS, Record
+from verbtune.bench import SEEDS
 from verbtune.bench import run as run_bench
 from verbtune.plots import draw_curves
+from verbtune.summary import Record
 from verbtune.task import Task
 
 HERE = Path(__file__).parent

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-from verbtune.bench import Record, summarize
 from verbtune.report import table
+from verbtune.summary import Record, summarize
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny
-from test_bench import METHODS, FakeMethod, fake, record, write_data
+from test_bench import METHODS, FakeMethod, fake, write_data
+from test_summary import record
 
 from verbtune import baselines, plots, report
-from verbtune.bench import BenchError, Outcome, run, summarize
+from verbtune.bench import BenchError, Outcome, run
+from verbtune.summary import summarize
 from verbtune.task import Task
 
 VOID = {"meta", "br", "image", "link", "img", "path", "use"}

@@ -16,7 +16,7 @@ PACKAGE = Path(verbtune.__file__).parent
 ORDER = [
     "builtin", "task", "prompt", "artifact", "encode", "verbalizer", "backbone", "text_cache", "compiled", "lint",
     "calibration", "rows", "data", "parameters", "tuning", "deep", "plots", "classifier", "bank", "baselines",
-    "metrics", "bench", "report", "cli",
+    "metrics", "summary", "bench", "report", "cli",
 ]  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
 EVERY = sorted(PACKAGE.rglob("*.py"))

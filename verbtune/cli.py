@@ -602,6 +602,7 @@ def bench(
     from . import baselines, report
     from . import bench as benchmark
     from .builtin import NAMES
+    from .summary import label, summarize
 
     methods = methods or tuple(baselines.METHODS)
     for method in methods:
@@ -626,10 +627,10 @@ def bench(
     if as_json:
         click.echo((output / "results.json").read_text(encoding="utf-8"))
     else:
-        click.echo(report.table(benchmark.summarize(outcome.records)), nl=False)
+        click.echo(report.table(summarize(outcome.records)), nl=False)
     click.echo(f"Report: {output / 'report.html'}", err=True)
     for failure in outcome.failures:
-        name = benchmark.label(failure.method, failure.prompt_length)
+        name = label(failure.method, failure.prompt_length)
         click.echo(f"Error: {failure.task}, {name}, {failure.model}, seed {failure.seed}: {failure.error}", err=True)
     ctx.exit(1 if outcome.failures else 0)
 

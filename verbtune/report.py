@@ -12,20 +12,9 @@ from typing import TypeVar
 import numpy as np
 
 from . import baselines, plots
-from .bench import (
-    Comparison,
-    Failure,
-    Outcome,
-    Record,
-    Row,
-    Summary,
-    label,
-    predictions,
-    shown_length,
-    summarize,
-    write_whole,
-)
+from .bench import Failure, Outcome, predictions, write_whole
 from .metrics import reliability
+from .summary import Comparison, Record, Row, Summary, label, shown_length, summarize
 
 __all__ = ["table", "write"]
 

@@ -25,7 +25,7 @@ SHARES = (0.2, 0.8)  # of the state at the answer and of the mean state of the t
 # Word scales and strengths, from the nearest to the manual prompt to the farthest.
 CANDIDATES = ((2.0, 1.0), (1.0, 1.0), (0.5, 1.0), (1.0, 0.25), (0.5, 0.25), (0.5, 0.05))
 WITHOUT_WORDS = (0.0, 0.25)
-STANDARD_ERRORS = 1.0  # by which a reading must be likelier than those nearer to the manual prompt
+STANDARD_ERRORS = 0.5  # by which a reading must be likelier than those nearer to the manual prompt
 BIAS_STRENGTH = 0.1
 FOLDS = 4
 MOST_CHOOSING = 500
@@ -121,8 +121,8 @@ def choose_reading(
     """What to read, by the likelihood of texts held out in turn, each reading at its own best temperature.
 
     Few texts cannot tell good readings apart, and the likeliest of several may be so by chance. Taken is the nearest
-    to the manual prompt that is less than a standard error worse (Breiman et al. 1984, Classification and Regression
-    Trees).
+    to the manual prompt that is less than half a standard error worse (after Breiman et al. 1984, Classification and
+    Regression Trees, who allow a whole one).
 
     Parameters
     ----------
