@@ -62,12 +62,8 @@ def peft_config(method: str, task_type: str, task: Task, backbone: Backbone) -> 
     return peft.PrefixTuningConfig(**common)
 
 
-class PeftHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """PEFT on a sequence-classification head: the text alone, no template and no label words.
-
-    The head that transformers puts on a masked LM is trained too, its pooler included: the built-in model has none,
-    and PEFT would leave a random one as it is.
-    """
+class Peft(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """What PEFT's methods are asked for."""
 
     def __init__(
         self, task: Any, *, model: Any, method: str, learning_rate: float, steps: int = 100, random_state: int = 0
@@ -78,6 +74,14 @@ class PeftHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.learning_rate = learning_rate
         self.steps = steps
         self.random_state = random_state
+
+
+class PeftHead(Peft):
+    """PEFT on a sequence-classification head: the text alone, no template and no label words.
+
+    The head that transformers puts on a masked LM is trained too, its pooler included: the built-in model has none,
+    and PEFT would leave a random one as it is.
+    """
 
     def fit(self, X: Any, y: Any) -> PeftHead:
         """Train virtual tokens and head."""
@@ -120,21 +124,11 @@ class PeftHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return in_batches(self.logits, check_rows(X, self.task_.fields), len(self.classes_))
 
 
-class PeftWords(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class PeftWords(Peft):
     """PEFT on a causal LM, manual template and label words: trained on the words' likelihood, as its guide has it.
 
     Classes are told by the total log-likelihood of their words, which is more than the guide's free generation.
     """
-
-    def __init__(
-        self, task: Any, *, model: Any, method: str, learning_rate: float, steps: int = 100, random_state: int = 0
-    ) -> None:
-        self.task = task
-        self.model = model
-        self.method = method
-        self.learning_rate = learning_rate
-        self.steps = steps
-        self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> PeftWords:
         """Train virtual tokens."""
