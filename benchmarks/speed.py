@@ -411,7 +411,7 @@ def run(
     if quick:
         plan = Plan(sizes, PROFILES[:1], rounds or 2, {"sentences": 64, "reviews": 16}, (1_000, 5_000), device)
     else:
-        plan = Plan(sizes, PROFILES, rounds or 3, {"sentences": 128, "reviews": 32}, (10_000, 100_000), device)
+        plan = Plan(sizes, PROFILES, rounds or 3, {"sentences": 128, "reviews": 32}, (100_000, 1_000_000), device)
     path = RECORDS / f"speed{'-cuda' if device.startswith('cuda') else ''}{'-quick' if quick else ''}.json"
     old = json.loads(path.read_text()) if only and path.is_file() else {"rows": [], "skipped": {}}
     skipped, rows = dict(old["skipped"]), list(old["rows"])
@@ -431,7 +431,8 @@ def run(
         except ImportError as error:
             skipped[measure.__name__] = str(error)
         click.echo(f"-- {measure.__name__}: {time.perf_counter() - start:.0f} s", err=True)
-        rows = [row for row in rows if row["measurement"] != measure.__name__] + found
+        again = {(row["measurement"], row["setting"]) for row in found}  # those of another size stay
+        rows = [row for row in rows if (row["measurement"], row["setting"]) not in again] + found
         record = {"machine": machine(device, threads, load), "rounds": plan.rounds, "skipped": skipped, "rows": rows}
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     click.echo(f"wrote {path}")

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 import verbtune.rows
 from verbtune import PromptClassifier
-from verbtune.rows import CANDIDATES, MOST_CHOOSING, Reading, choose_reading, fit_rows
+from verbtune.rows import MOST_CHOOSING, WORD_SCALES, Reading, choose_reading, fit_rows
 
 
 def problem(n: int = 60, *, answer: float = 0.0, text: float = 0.0, seed: int = 0) -> tuple[Any, ...]:
@@ -82,42 +82,13 @@ def test_costly_words_that_mislead_are_not_heard() -> None:
     base, states, y, weight = problem(text=3)
     base[np.arange(60), np.random.default_rng(5).integers(0, 2, 60)] += 20
     assert choose_reading(base, states, y, weight, split=3, seed=0, costly_words=True)[0].word_scale == 0
-    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale == min(
-        scale for scale, _ in CANDIDATES
-    )
+    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale == min(WORD_SCALES)
 
 
-def test_what_held_out_texts_cannot_tell_apart_stays_at_the_manual_prompt() -> None:
+def test_words_that_know_are_heard() -> None:
     base, states, y, weight = problem()
     base[np.arange(60), y] += 3
-    reading, *_ = choose_reading(base, states, y, weight, split=3, seed=0, costly_words=True)
-    assert (reading.word_scale, reading.strength) == CANDIDATES[0]
-
-
-def test_states_that_clearly_know_more_than_the_words_are_read_boldly() -> None:
-    base, states, y, weight = problem(400, text=2)
-    base += np.random.default_rng(5).normal(0, 3, base.shape)
-    reading, *_ = choose_reading(base, states, y, weight, split=3, seed=0)
-    assert reading.word_scale == min(CANDIDATES)[0]
-
-
-@pytest.mark.parametrize("errors", [0.0, 1.0, 3.0])
-@pytest.mark.parametrize(("words", "text"), [(0.0, 0.3), (1.0, 0.3), (1.0, 2.0)])
-def test_the_reading_is_the_nearest_that_is_not_clearly_worse(
-    words: float, text: float, errors: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base, states, y, weight = problem(120, text=text)
-    base[np.arange(120), y] += np.random.default_rng(3).normal(words, 2, 120)
-    monkeypatch.setattr(verbtune.rows, "STANDARD_ERRORS", errors)
-    chosen, *_ = choose_reading(base, states, y, weight, split=3, seed=0)
-    logs = []
-    for candidate in CANDIDATES:
-        monkeypatch.setattr(verbtune.rows, "CANDIDATES", (candidate,))
-        _, calibration, scores = choose_reading(base, states, y, weight, split=3, seed=0)
-        logs.append(log_softmax(calibration.apply(scores), axis=1)[np.arange(120), y])
-    best = max(logs, key=lambda found: found.mean())
-    near = [(best - found).mean() <= errors * (best - found).std() / 120**0.5 for found in logs]
-    assert (chosen.word_scale, chosen.strength) == CANDIDATES[near.index(True)]
+    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale > 0
 
 
 def test_held_out_scores_are_of_rows_that_never_saw_the_text() -> None:

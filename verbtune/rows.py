@@ -1,13 +1,15 @@
 """The rows of a learned verbalizer, fitted while the prompt stands still.
 
 With the prompt fixed, the LM's word scores and states are fixed too, and the best rows are a small convex
-problem: a logistic regression that starts from the manual prompt. How far it may leave that is chosen by
-cross-validation inside the training texts: no further than they can tell.
+problem: a logistic regression that starts from the manual prompt. What it may read, and how much of
+the manual prompt it keeps, is chosen by cross-validation inside the training texts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +23,10 @@ __all__ = ["Reading", "choose_reading", "fit_rows"]
 
 Array = NDArray[np.float64]
 
-SHARES = (0.2, 0.8)  # of the state at the answer and of the mean state of the text
-# Word scales and strengths, from the nearest to the manual prompt to the farthest.
-CANDIDATES = ((2.0, 1.0), (1.0, 1.0), (0.5, 1.0), (1.0, 0.25), (0.5, 0.25), (0.5, 0.05))
-WITHOUT_WORDS = (0.0, 0.25)
-STANDARD_ERRORS = 0.5  # by which a reading must be likelier than those nearer to the manual prompt
+# Candidates; the first ones are taken where a class has one text only.
+SHARES = ((0.2, 0.8), (0.0, 1.0))  # of the state at the answer and of the mean state of the text
+WORD_SCALES = (1.0, 0.5)
+STRENGTHS = (0.25, 0.05, 1.0)
 BIAS_STRENGTH = 0.1
 FOLDS = 4
 MOST_CHOOSING = 500
@@ -120,10 +121,6 @@ def choose_reading(
 ) -> tuple[Reading, Calibration, Array | None]:
     """What to read, by the likelihood of texts held out in turn, each reading at its own best temperature.
 
-    Few texts cannot tell good readings apart, and the likeliest of several may be so by chance. Taken is the nearest
-    to the manual prompt that is less than half a standard error worse (after Breiman et al. 1984, Classification and
-    Regression Trees, who allow a whole one).
-
     Parameters
     ----------
     base : ndarray of shape (N, C)
@@ -142,7 +139,7 @@ def choose_reading(
     reading : Reading
     calibration : Calibration
         The temperature that suits the held-out scores, tried on them; none where a class has one text only, and the
-        nearest reading is taken. With more texts than choose, one in four of all, or less, is held out for it.
+        first of all readings is taken. With more texts than choose, one in four of all, or less, is held out for it.
     held_out : ndarray of shape (N, C) or None
         Each text's class scores by rows that were fitted to others, uncalibrated; None where not all were held out.
     """
@@ -152,40 +149,40 @@ def choose_reading(
         np.sqrt(((part - part.mean(axis=0)) ** 2).sum(axis=1).mean()) + 1e-9
         for part in np.split(states, [split], axis=1)
     ]
-    gain = np.repeat(np.sqrt(SHARES) / spread, sizes)
-    candidates = [*CANDIDATES, WITHOUT_WORDS] if costly_words else CANDIDATES
-    readings = [Reading(scale, gain, center, strength) for scale, strength in candidates]
+    shares, scale, strength = SHARES[0], WORD_SCALES[0], STRENGTHS[0]
+
+    def reading(shares: tuple[float, float], scale: float, strength: float) -> Reading:
+        return Reading(scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
 
     chosen = _of_all_classes(y, min(len(y), MOST_CHOOSING), seed)
     counts = np.bincount(y[chosen])
     folds, many = min(FOLDS, counts[counts > 0].min()), len(chosen) < len(y)
     if folds < 2:
+        first = reading(shares, scale, strength)
         none = Calibration.none(base.shape[1])
-        return readings[0], _calibrate(base, states, y, weight, readings[0], seed) if many else none, None
+        return first, _calibrate(base, states, y, weight, first, seed) if many else none, None
     parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(chosen, y[chosen]))
 
-    def held_out(tried: Reading) -> tuple[Array, Calibration, Array]:
+    @functools.cache
+    def held_out(*choice: Any) -> tuple[float, Calibration, Array]:
+        tried = reading(*choice)
         scores = np.empty((len(chosen), base.shape[1]))
         for inside, outside in parts:
             scores[outside] = _unseen(base, states, y, weight, tried, chosen[inside], chosen[outside])
         calibration = temperature(scores, y[chosen], sample_weight=weight[chosen])
         logs = log_softmax(calibration.apply(scores), axis=1)[np.arange(len(chosen)), y[chosen]]
-        return weight[chosen] * logs, calibration, scores
+        return float((weight[chosen] * logs).sum()), calibration.tried_on(scores, y[chosen]), scores
 
-    tried = [held_out(reading) for reading in readings]
-    likeliest = max((logs for logs, _, _ in tried), key=np.sum)
-    nearest = next(i for i, (logs, _, _) in enumerate(tried) if not _clearly_above(likeliest, logs))
-    best, (_, calibration, scores) = readings[nearest], tried[nearest]
+    # One choice after the other: a third of the fits of the whole grid.
+    shares = max(SHARES, key=lambda s: held_out(s, scale, strength)[0])
+    scale = max((*WORD_SCALES, 0.0) if costly_words else WORD_SCALES, key=lambda s: held_out(shares, s, strength)[0])
+    strength = max(STRENGTHS, key=lambda s: held_out(shares, scale, s)[0])
+    best = reading(shares, scale, strength)
     # Those that choose may be few of each of many classes: rows fitted to them are much worse than the final ones.
     if many:
         return best, _calibrate(base, states, y, weight, best, seed), None
-    return best, calibration.tried_on(scores, y[chosen]), scores[np.argsort(chosen)]
-
-
-def _clearly_above(a: Array, b: Array) -> bool:
-    """Whether log-likelihoods (N,) are higher on average by more than the standard errors of their difference."""
-    difference = a - b
-    return bool(difference.mean() > STANDARD_ERRORS * difference.std() / np.sqrt(len(a)))
+    _, calibration, scores = held_out(shares, scale, strength)
+    return best, calibration, scores[np.argsort(chosen)]
 
 
 def _of_all_classes(y: NDArray[np.intp], n: int, seed: int) -> NDArray[np.intp]:
