@@ -433,7 +433,7 @@ def run(
         click.echo(f"-- {measure.__name__}: {time.perf_counter() - start:.0f} s", err=True)
         again = {(row["measurement"], row["setting"]) for row in found}  # those of another size stay
         rows = [row for row in rows if (row["measurement"], row["setting"]) not in again] + found
-        record = {"machine": machine(device, threads, load), "rounds": plan.rounds, "skipped": skipped, "rows": rows}
+        record = {"machine": machine(device, threads, load), "skipped": skipped, "rows": rows}
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     click.echo(f"wrote {path}")
     if path.name == "speed.json":

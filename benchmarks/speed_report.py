@@ -84,8 +84,10 @@ def conditions(record: dict[str, Any]) -> str:
     where += f", {m['device']}" if m["device"] != "cpu" else ""
     times = sorted(row["time"] for row in record["rows"])
     skipped = "; ".join(f"{name} ({why})" for name, why in record["skipped"].items())
+    counts = {len(seconds) for row in record["rows"] for seconds in row["seconds"].values()}
+    rounds = " to ".join(map(str, sorted({min(counts), max(counts)}))) + " rounds; " if counts else ""
     return (
-        f"Measured from {times[0]} to {times[-1]} UTC on {where}; {m['threads']} threads, {record['rounds']} rounds; "
+        f"Measured from {times[0]} to {times[-1]} UTC on {where}; {m['threads']} threads, {rounds}"
         f"load average before the (last) run {m['load before']}. Python {m['python']}, {versions}."
     ) + (f" Not measured: {skipped}." if skipped else "")
 
