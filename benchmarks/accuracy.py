@@ -71,16 +71,11 @@ DEEP_ABLATION: dict[str, dict[str, Any]] = {  # of the second opinion
     "second opinion of a quarter": {"SHARE": 0.25},
 }
 ABLATION: dict[str, dict[str, Any]] = {  # of the rows
-    "without the label words": {"WORD_SCALES": (0.0,)},
-    "label words in full": {"WORD_SCALES": (1.0,)},
-    "reads the text only": {"SHARES": ((0.0, 1.0),)},
-    "reads the answer only": {"SHARES": ((1.0, 0.0),)},
-    "label words by half": {"WORD_SCALES": (0.5,)},
-    "no cross-validation": {
-        "SHARES": rows.SHARES[:1],
-        "WORD_SCALES": rows.WORD_SCALES[:1],
-        "STRENGTHS": rows.STRENGTHS[:1],
-    },
+    "the likeliest reading": {"STEP": 0.0},
+    "without the label words": {"CANDIDATES": tuple((0.0, strength) for strength in (1.0, 0.25, 0.05))},
+    "reads the text only": {"SHARES": (0.0, 1.0)},
+    "reads the answer only": {"SHARES": (1.0, 0.0)},
+    "no cross-validation": {"CANDIDATES": (rows.UNCHOSEN,)},
 }
 JOINT_STEPS = 100
 JOINT_LENGTHS = (0, 1, 5, 20, 50, 100)

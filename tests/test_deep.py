@@ -19,8 +19,9 @@ import verbtune.deep
 from verbtune import Backbone, BackboneError, PromptClassifier
 from verbtune.calibration import Calibration
 from verbtune.compiled import CompiledTask, compile_task
-from verbtune.deep import LENGTH, SecondOpinion, second_opinion
+from verbtune.deep import FOLDS, LENGTH, SecondOpinion, second_opinion
 from verbtune.prompt import DeepPrompt
+from verbtune.rows import HeldOut
 from verbtune.task import Task
 from verbtune.verbalizer import LabelWords, Verbalizer
 
@@ -185,7 +186,7 @@ def test_both_opinions_are_added(architecture: str) -> None:
     np.testing.assert_allclose(
         clf.class_scores(SENTENCES), first + opinion.weight * second + opinion.bias, rtol=1e-5, atol=1e-5
     )
-    assert len(clf.history_.steps) == verbtune.deep.STEPS + 1
+    assert len(clf.history_.steps) == round(3 * len(SENTENCES) ** (2 / 3)) + 1
     assert clf.history_.steps[-1].loss < clf.history_.steps[1].loss
     n_rows = sum(p.numel() for p in clf.verbalizer_.parameters())
     assert clf.trained_parameters_ == n_rows + opinion.deep.numel() + 2
@@ -207,9 +208,12 @@ def test_one_seed_is_one_opinion() -> None:
     assert np.abs(one - other).max() > 1e-4
 
 
-def opinion_of(rows: np.ndarray, y: np.ndarray) -> tuple[CompiledTask, SecondOpinion, Calibration]:
-    """What is made of `ROWS`, four times over, beside given class scores."""
+def opinion_of(
+    rows: np.ndarray, y: np.ndarray, index: np.ndarray | None = None
+) -> tuple[CompiledTask, SecondOpinion, Calibration]:
+    """What is made of `ROWS`, four times over, beside given class scores of all or some."""
     made = compiled("bert")
+    index = np.arange(len(y)) if index is None else index
     opinion, calibration, _ = second_opinion(
         made,
         made.encode(ROWS * 4),
@@ -218,12 +222,11 @@ def opinion_of(rows: np.ndarray, y: np.ndarray) -> tuple[CompiledTask, SecondOpi
         vectors=None,
         aggregate="mean",
         against=np.zeros(2),
-        rows=rows,
+        held_out=HeldOut(index, rows[index]),
         first=Calibration.none(2),
         seed=0,
     )
     assert opinion is not None
-    assert len(calibration.right) + len(calibration.wrong) == len(y)
     return made, opinion, calibration
 
 
@@ -232,6 +235,7 @@ def test_it_is_heard_where_rows_say_nothing() -> None:
     words, _ = compiled("bert").infer(ROWS * 4)
     y = (words[:, 1] - words[:, 0] > (words[:, 1] - words[:, 0]).median()).long().numpy()
     made, opinion, calibration = opinion_of(np.zeros((len(y), 2)), y)
+    assert len(calibration.right) + len(calibration.wrong) == len(y)
     heard = made.infer(ROWS * 4, deep=opinion.deep)[0].double().numpy()
     scores = calibration.apply(opinion.scores(heard))
     assert log_softmax(scores, axis=1)[np.arange(len(y)), y].mean() > np.log(0.5) + 0.1
@@ -269,9 +273,48 @@ def test_fewer_texts_of_a_class_than_it_takes_are_left_to_the_rows(
     assert (fitted().second_opinion_ is not None) == there
 
 
-def test_more_texts_than_it_is_for_are_left_to_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbtune.deep, "MOST_TEXTS", len(SENTENCES) - 1)
+def test_more_classes_than_it_is_for_are_left_to_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbtune.deep, "MOST_CLASSES", 1)
     assert fitted().second_opinion_ is None
+
+
+def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts each tuning is given, as it goes."""
+    found: list[int] = []
+    tune = verbtune.deep.tune
+    monkeypatch.setattr(
+        verbtune.deep,
+        "tune",
+        lambda parts, loss, lengths, **k: found.append(len(lengths)) or tune(parts, loss, lengths, **k),
+    )
+    return found
+
+
+def test_few_texts_are_held_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
+    *_, calibration = opinion_of(np.zeros((len(y), 2)), y)
+    assert sizes == [len(y) * (FOLDS - 1) // FOLDS] * FOLDS + [len(y)]
+    assert len(calibration.right) + len(calibration.wrong) == len(y)
+
+
+def test_of_more_texts_one_fold_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbtune.deep, "MOST_HELD_OUT_IN_TURN", 35)
+    sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
+    *_, calibration = opinion_of(np.zeros((len(y), 2)), y)
+    assert sizes == [len(y) - len(y) // FOLDS, len(y)]
+    assert len(calibration.right) + len(calibration.wrong) == len(y) // FOLDS
+
+
+def test_texts_that_the_rows_held_out_once_are_held_out_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class scores of other texts are of rows that saw them, and must not be asked."""
+    sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
+    index = np.array([30, 1, 12, 5])
+    rows = np.full((len(y), 2), np.nan)
+    rows[index] = 2.0 * np.eye(2)[y[index]]
+    _, opinion, calibration = opinion_of(rows, y, index)
+    assert sizes == [len(y) - 4, len(y)]
+    assert np.isfinite(opinion.weight)
+    assert len(calibration.right) + len(calibration.wrong) == 4
 
 
 def test_an_lm_that_takes_none_learns_its_rows_and_says_so() -> None:

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 import verbtune.rows
 from verbtune import PromptClassifier
-from verbtune.rows import MOST_CHOOSING, WORD_SCALES, Reading, choose_reading, fit_rows
+from verbtune.rows import CANDIDATES, MOST_CHOOSING, STEP, UNCHOSEN, choose_reading, fit_rows
 
 
 def problem(n: int = 60, *, answer: float = 0.0, text: float = 0.0, seed: int = 0) -> tuple[Any, ...]:
@@ -82,13 +82,39 @@ def test_costly_words_that_mislead_are_not_heard() -> None:
     base, states, y, weight = problem(text=3)
     base[np.arange(60), np.random.default_rng(5).integers(0, 2, 60)] += 20
     assert choose_reading(base, states, y, weight, split=3, seed=0, costly_words=True)[0].word_scale == 0
-    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale == min(WORD_SCALES)
+    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale == min(CANDIDATES)[0]
 
 
-def test_words_that_know_are_heard() -> None:
-    base, states, y, weight = problem()
-    base[np.arange(60), y] += 3
-    assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale > 0
+def test_what_held_out_texts_cannot_tell_apart_stays_at_the_manual_prompt() -> None:
+    base, states, y, weight = problem(8)
+    base[np.arange(8), y] += 3
+    reading, *_ = choose_reading(base, states, y, weight, split=3, seed=0, costly_words=True)
+    assert (reading.word_scale, reading.strength) == CANDIDATES[0]
+
+
+def test_states_that_know_more_than_the_words_are_read_boldly() -> None:
+    base, states, y, weight = problem(400, text=2)
+    base += np.random.default_rng(5).normal(0, 3, base.shape)
+    reading, *_ = choose_reading(base, states, y, weight, split=3, seed=0)
+    assert reading.word_scale == min(CANDIDATES)[0]
+
+
+@pytest.mark.parametrize("step", [0.0, STEP, 3.0])
+@pytest.mark.parametrize(("words", "text"), [(0.0, 0.3), (1.0, 0.3), (1.0, 2.0)])
+def test_the_reading_is_the_likeliest_less_what_its_steps_cost(
+    words: float, text: float, step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, states, y, weight = problem(120, text=text)
+    base[np.arange(120), y] += np.random.default_rng(3).normal(words, 2, 120)
+    monkeypatch.setattr(verbtune.rows, "STEP", step)
+    chosen, *_ = choose_reading(base, states, y, weight, split=3, seed=0)
+    worth = []
+    for steps, candidate in enumerate(CANDIDATES):
+        monkeypatch.setattr(verbtune.rows, "CANDIDATES", (candidate,))
+        _, calibration, held_out = choose_reading(base, states, y, weight, split=3, seed=0)
+        logs = log_softmax(calibration.apply(held_out.scores), axis=1)[np.arange(120), y[held_out.index]]
+        worth.append(logs.sum() - step * steps)
+    assert (chosen.word_scale, chosen.strength) == CANDIDATES[int(np.argmax(worth))]
 
 
 def test_held_out_scores_are_of_rows_that_never_saw_the_text() -> None:
@@ -124,9 +150,10 @@ def test_one_seed_is_one_choice() -> None:
 
 def test_a_class_with_one_text_leaves_nothing_to_choose_by() -> None:
     base, states, _, weight = problem(6)
-    reading, calibration, _ = choose_reading(base, states, np.array([0, 0, 0, 0, 0, 1]), weight, split=3, seed=0)
+    reading, calibration, held_out = choose_reading(base, states, np.array([0, 0, 0, 0, 0, 1]), weight, split=3, seed=0)
     assert calibration.temperature == 1.0
-    assert isinstance(reading, Reading)
+    assert not len(held_out.index)
+    assert (reading.word_scale, reading.strength) == UNCHOSEN
 
 
 def test_a_class_with_no_text_is_no_class_with_one_text() -> None:
@@ -152,9 +179,11 @@ def test_of_many_texts_some_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     fit = fit_rows
     monkeypatch.setattr(verbtune.rows, "fit_rows", lambda base, *a, **k: sizes.append(len(base)) or fit(base, *a, **k))
-    choose_reading(base, states, y, weight, split=3, seed=0)
+    *_, held_out = choose_reading(base, states, y, weight, split=3, seed=0)
     assert set(sizes[:-1]) == {MOST_CHOOSING * 3 // 4}
     assert sizes[-1] == 450  # of 600 texts: what is chosen is tried on a quarter of all
+    assert held_out.scores.shape == (150, 2)
+    assert len(set(held_out.index.tolist())) == 150
 
 
 def test_many_classes_of_more_texts_than_choose_are_calibrated() -> None:
@@ -182,7 +211,8 @@ def test_those_that_choose_are_of_all_classes(n: int, n_classes: int) -> None:
 
 
 def test_the_calibration_is_tried_on_every_text_that_chose() -> None:
-    _, calibration, _ = choose_reading(*problem(text=0.3), split=3, seed=0)
+    _, calibration, held_out = choose_reading(*problem(text=0.3), split=3, seed=0)
+    assert sorted(held_out.index.tolist()) == list(range(60))
     assert len(calibration.right) + len(calibration.wrong) == 60
     assert len(calibration.wrong) > 5  # texts of noise, which rows that saw them would get right
 

@@ -33,7 +33,7 @@ from .encode import Example
 from .parameters import ParameterError, check_parameters
 from .plots import draw_history
 from .prompt import SoftPrompt, from_labels, from_random, from_vocabulary
-from .rows import choose_reading, fit_rows
+from .rows import HeldOut, choose_reading, fit_rows
 from .task import Task
 from .text_cache import TextCache, frozen_length
 from .tuning import History, tune
@@ -79,14 +79,13 @@ class _Fitted:
     calibration : Calibration
     against : ndarray of shape (C,)
         The class bias that calibrates the manual prompt.
-    held_out : ndarray of shape (N, C) or None
-        See `choose_reading`.
+    held_out : HeldOut
     """
 
     strength: float
     calibration: Calibration
     against: NDArray[np.float64]
-    held_out: NDArray[np.float64] | None
+    held_out: HeldOut
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -272,7 +271,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             history = self._tune(
                 compiled, verbalizer, prompt, texts.take(training), texts.take(held_out), strength, seed
             )
-        elif self.steps is None and fitted is not None and fitted.held_out is not None:
+        elif self.steps is None and fitted is not None:
             opinion, calibration, history = self._second_opinion(compiled, prompt, texts.take(training), fitted, seed)
 
         self.parameters_ = self._plain_parameters()
@@ -604,7 +603,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _second_opinion(
         self, compiled: CompiledTask, prompt: SoftPrompt | None, texts: _Labelled, fitted: _Fitted, seed: int
     ) -> tuple[SecondOpinion | None, Calibration, History]:
-        assert fitted.held_out is not None
         return second_opinion(
             compiled,
             texts.examples,
@@ -613,7 +611,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             vectors=None if prompt is None else prompt().detach(),
             aggregate=self.aggregate,
             against=fitted.against,
-            rows=fitted.held_out,
+            held_out=fitted.held_out,
             first=fitted.calibration,
             seed=seed,
             progress=self.verbose,

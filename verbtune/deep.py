@@ -1,8 +1,7 @@
 """A second opinion: how the label words begin, as the LM scores it behind a deep prompt that is tuned.
 
 Rows read what the LM's states hold; learned keys and values before every layer's own change what it makes of a text.
-With few texts that helps much or little, so both are heard, the rows twice as loud, until texts that are held out in
-turn say otherwise.
+With few texts that helps much or little, so both are heard alike, until texts that are held out say otherwise.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from .calibration import PRIOR, Calibration, temperature
 from .compiled import CompiledTask
 from .encode import Example
 from .prompt import DeepPrompt, from_vocabulary
+from .rows import HeldOut
 from .tuning import History, tune
 from .verbalizer import Verbalizer
 
@@ -33,13 +33,15 @@ __all__ = ["SecondOpinion", "second_opinion"]
 Array = NDArray[np.float64]
 
 LENGTH = 4
-STEPS = 30
+STEPS = 3.0  # for each text to the power of 2/3: 12 for 8 texts, 63 for 96
+MOST_STEPS = 300
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 16
 FOLDS = 3  # and the fewest texts of a class
-MOST_TEXTS = 500
+MOST_HELD_OUT_IN_TURN = 256  # texts; of more, one fold tells enough
+MOST_CLASSES = 50  # label words of more tell little, and the steps take minutes
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
-SHARE = 0.5  # of the second opinion for each of the rows', when both are equally sure
+SHARE = 1.0  # of the second opinion for each of the rows', when both are equally sure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +75,12 @@ def second_opinion(
     vectors: Tensor | None,
     aggregate: str,
     against: Array,
-    rows: Array,
+    held_out: HeldOut,
     first: Calibration,
     seed: int,
     progress: bool = False,
 ) -> tuple[SecondOpinion | None, Calibration, History]:
-    """Tune a deep prompt, and tell by texts that are held out in turn how sure it may be.
+    """Tune a deep prompt, and tell by texts that are held out how sure it may be.
 
     Parameters
     ----------
@@ -92,8 +94,8 @@ def second_opinion(
         See `Verbalizer`.
     against : ndarray of shape (C,)
         The class bias that calibrates the manual prompt, where the tuned one starts.
-    rows : ndarray of shape (N, C)
-        Class scores of each text by rows that were fitted to others.
+    held_out : HeldOut
+        Of the rows. If not all texts were held out, these are not shown to the deep prompt either when it is judged.
     first : Calibration
         The one that suits these.
     seed : int
@@ -102,14 +104,15 @@ def second_opinion(
     Returns
     -------
     opinion : SecondOpinion or None
-        None with too few or too many texts, for an LM that takes no deep prompt, or if Ctrl-C ended it.
+        None with too few texts of a class or too many classes, for an LM that takes no deep prompt, or if Ctrl-C ended
+        it.
     calibration : Calibration
         For the sum of both opinions' class scores; without a second one the first.
     history : History
         Of tuning on all texts; without a second opinion it has no steps.
     """
     none = None, first, History()
-    if np.bincount(y)[np.unique(y)].min() < FOLDS or len(y) > MOST_TEXTS:
+    if np.bincount(y)[np.unique(y)].min() < FOLDS or len(against) > MOST_CLASSES:
         return none
     backbone = compiled.backbone
     generator = torch.Generator().manual_seed(seed)
@@ -141,7 +144,7 @@ def second_opinion(
             [len(cropped[i].ids) for i in inside],
             prompt=None,
             learning_rate=LEARNING_RATE,
-            steps=STEPS,
+            steps=min(round(STEPS * len(inside) ** (2 / 3)), MOST_STEPS),
             batch_size=BATCH_SIZE,
             warmup=0.1,
             weight_decay=0.01,
@@ -157,16 +160,23 @@ def second_opinion(
         scores: Tensor = verbalizer.of_words(found.to(backbone.device)) + parts.bias  # (B, C)
         return scores.double().cpu().numpy()
 
-    second = np.empty_like(rows)
-    for inside, outside in StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(y, y):
-        parts, history = tuned(inside)
+    if len(held_out.index) == len(y):
+        every = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(y, y)
+        folds = [outside for _, outside in every][: None if len(y) <= MOST_HELD_OUT_IN_TURN else 1]
+    else:
+        folds = [held_out.index]
+    rows, second = np.zeros((2, len(y), len(against)))
+    rows[held_out.index] = held_out.scores
+    for outside in folds:
+        parts, history = tuned(np.setdiff1d(np.arange(len(y)), outside))
         if history.interrupted:
             return _interrupted(first)
         second[outside] = heard(outside, parts)
     parts, history = tuned(np.arange(len(y)))
     if history.interrupted:
         return _interrupted(first)
-    beside, calibration = _together(rows, second, y, weight, first)
+    told = np.concatenate(folds)
+    beside, calibration = _together(rows[told], second[told], y[told], weight[told], first)
     # As it is saved: a file of half the size, and the same answers after loading.
     deep = parts.deep().half()
     return SecondOpinion(deep, beside, beside * parts.bias.double().cpu().numpy()), calibration, history

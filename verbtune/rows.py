@@ -1,15 +1,13 @@
 """The rows of a learned verbalizer, fitted while the prompt stands still.
 
 With the prompt fixed, the LM's word scores and states are fixed too, and the best rows are a small convex
-problem: a logistic regression that starts from the manual prompt. What it may read, and how much of
-the manual prompt it keeps, is chosen by cross-validation inside the training texts.
+problem: a logistic regression that starts from the manual prompt. How far it may leave that is chosen by
+cross-validation inside the training texts, and costs: of few texts the likeliest choice is half chance.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +17,16 @@ from sklearn.model_selection import StratifiedKFold
 
 from .calibration import Calibration, temperature
 
-__all__ = ["Reading", "choose_reading", "fit_rows"]
+__all__ = ["HeldOut", "Reading", "choose_reading", "fit_rows"]
 
 Array = NDArray[np.float64]
 
-# Candidates; the first ones are taken where a class has one text only.
-SHARES = ((0.2, 0.8), (0.0, 1.0))  # of the state at the answer and of the mean state of the text
-WORD_SCALES = (1.0, 0.5)
-STRENGTHS = (0.25, 0.05, 1.0)
+SHARES = (0.2, 0.8)  # of the state at the answer and of the mean state of the text
+# Word scales and strengths, from the nearest to the manual prompt to the farthest.
+CANDIDATES = ((2.0, 1.0), (1.0, 1.0), (0.5, 1.0), (1.0, 0.25), (0.5, 0.25), (0.5, 0.05))
+WITHOUT_WORDS = (0.0, 0.25)
+UNCHOSEN = (1.0, 0.25)  # where a class has one text only
+STEP = 0.5  # nats that each step away costs, of the log-likelihood of all held-out texts together
 BIAS_STRENGTH = 0.1
 FOLDS = 4
 MOST_CHOOSING = 500
@@ -56,6 +56,22 @@ class Reading:
     def features(self, states: Array) -> Array:
         """States (N, S) as the rows read them."""
         return (states - self.center) * self.gain
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """What rows that were fitted to other texts say of some.
+
+    Attributes
+    ----------
+    index : ndarray of shape (M,)
+        Which texts.
+    scores : ndarray of shape (M, C)
+        Their class scores, uncalibrated.
+    """
+
+    index: NDArray[np.intp]
+    scores: Array
 
 
 def fit_rows(
@@ -118,8 +134,10 @@ def choose_reading(
     split: int,
     seed: int,
     costly_words: bool = False,
-) -> tuple[Reading, Calibration, Array | None]:
-    """What to read, by the likelihood of texts held out in turn, each reading at its own best temperature.
+) -> tuple[Reading, Calibration, HeldOut]:
+    """What to read: the likeliest by texts held out in turn, less `STEP` for every nearer reading passed over.
+
+    Each reading is judged at its own best temperature.
 
     Parameters
     ----------
@@ -138,10 +156,10 @@ def choose_reading(
     -------
     reading : Reading
     calibration : Calibration
-        The temperature that suits the held-out scores, tried on them; none where a class has one text only, and the
-        first of all readings is taken. With more texts than choose, one in four of all, or less, is held out for it.
-    held_out : ndarray of shape (N, C) or None
-        Each text's class scores by rows that were fitted to others, uncalibrated; None where not all were held out.
+        The temperature that suits the held-out scores, tried on them; none where a class has one text only, and
+        `UNCHOSEN` is read.
+    held_out : HeldOut
+        All texts, held out in turn; of more texts than choose one in four, or less, held out once; none of too few.
     """
     center = states.mean(axis=0)
     sizes = (split, states.shape[1] - split)
@@ -149,40 +167,38 @@ def choose_reading(
         np.sqrt(((part - part.mean(axis=0)) ** 2).sum(axis=1).mean()) + 1e-9
         for part in np.split(states, [split], axis=1)
     ]
-    shares, scale, strength = SHARES[0], WORD_SCALES[0], STRENGTHS[0]
+    gain = np.repeat(np.sqrt(SHARES) / spread, sizes)
+    candidates = (*CANDIDATES, WITHOUT_WORDS) if costly_words else CANDIDATES
 
-    def reading(shares: tuple[float, float], scale: float, strength: float) -> Reading:
-        return Reading(scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
+    def reading(scale: float, strength: float) -> Reading:
+        return Reading(scale, gain, center, strength)
 
     chosen = _of_all_classes(y, min(len(y), MOST_CHOOSING), seed)
     counts = np.bincount(y[chosen])
     folds, many = min(FOLDS, counts[counts > 0].min()), len(chosen) < len(y)
     if folds < 2:
-        first = reading(shares, scale, strength)
-        none = Calibration.none(base.shape[1])
-        return first, _calibrate(base, states, y, weight, first, seed) if many else none, None
+        unchosen = reading(*UNCHOSEN)
+        if many:
+            return unchosen, *_held_out_once(base, states, y, weight, unchosen, seed)
+        return unchosen, Calibration.none(base.shape[1]), HeldOut(np.empty(0, np.intp), np.empty((0, base.shape[1])))
     parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(chosen, y[chosen]))
 
-    @functools.cache
-    def held_out(*choice: Any) -> tuple[float, Calibration, Array]:
-        tried = reading(*choice)
+    def held_out(tried: Reading) -> tuple[float, Calibration, Array]:
         scores = np.empty((len(chosen), base.shape[1]))
         for inside, outside in parts:
             scores[outside] = _unseen(base, states, y, weight, tried, chosen[inside], chosen[outside])
         calibration = temperature(scores, y[chosen], sample_weight=weight[chosen])
         logs = log_softmax(calibration.apply(scores), axis=1)[np.arange(len(chosen)), y[chosen]]
-        return float((weight[chosen] * logs).sum()), calibration.tried_on(scores, y[chosen]), scores
+        return float((weight[chosen] * logs).sum()), calibration, scores
 
-    # One choice after the other: a third of the fits of the whole grid.
-    shares = max(SHARES, key=lambda s: held_out(s, scale, strength)[0])
-    scale = max((*WORD_SCALES, 0.0) if costly_words else WORD_SCALES, key=lambda s: held_out(shares, s, strength)[0])
-    strength = max(STRENGTHS, key=lambda s: held_out(shares, scale, s)[0])
-    best = reading(shares, scale, strength)
+    readings = [reading(*candidate) for candidate in candidates]
+    found = [held_out(tried) for tried in readings]
+    best = max(range(len(found)), key=lambda i: found[i][0] - STEP * i)
+    _, calibration, scores = found[best]
     # Those that choose may be few of each of many classes: rows fitted to them are much worse than the final ones.
     if many:
-        return best, _calibrate(base, states, y, weight, best, seed), None
-    _, calibration, scores = held_out(shares, scale, strength)
-    return best, calibration, scores[np.argsort(chosen)]
+        return readings[best], *_held_out_once(base, states, y, weight, readings[best], seed)
+    return readings[best], calibration.tried_on(scores, y[chosen]), HeldOut(chosen, scores)
 
 
 def _of_all_classes(y: NDArray[np.intp], n: int, seed: int) -> NDArray[np.intp]:
@@ -213,11 +229,12 @@ def _unseen(
     return scores
 
 
-def _calibrate(
+def _held_out_once(
     base: Array, states: Array, y: NDArray[np.intp], weight: Array, reading: Reading, seed: int
-) -> Calibration:
-    """The temperature that suits at most `MOST_CHOOSING` texts of all classes, held out once, tried on them."""
+) -> tuple[Calibration, HeldOut]:
+    """At most `MOST_CHOOSING` texts of all classes, and the temperature that suits them, tried on them."""
     outside = _of_all_classes(y, min(len(y) // FOLDS, MOST_CHOOSING), seed)
     inside = np.setdiff1d(np.arange(len(y)), outside)
     scores = _unseen(base, states, y, weight, reading, inside, outside)
-    return temperature(scores, y[outside], sample_weight=weight[outside]).tried_on(scores, y[outside])
+    calibration = temperature(scores, y[outside], sample_weight=weight[outside]).tried_on(scores, y[outside])
+    return calibration, HeldOut(outside, scores)
