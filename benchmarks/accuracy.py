@@ -67,8 +67,8 @@ RATES = {
 DEFAULT = " (documented rate)"
 ROWS_ONLY = "rows only"
 DEEP_ABLATION: dict[str, dict[str, Any]] = {  # of the second opinion
-    "second opinion of full weight": {"SHARE": 1.0},
-    "second opinion of a quarter": {"SHARE": 0.25},
+    "second opinion of half the weight": {"SHARE": 0.5},
+    "at most thirty steps": {"MOST_STEPS": 30},
 }
 ABLATION: dict[str, dict[str, Any]] = {  # of the rows
     "the likeliest reading": {"STEP": 0.0},
