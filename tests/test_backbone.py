@@ -502,6 +502,11 @@ def test_an_unknown_dtype_is_refused_before_loading() -> None:
         Backbone.load("nobody/nothing", dtype="float8")
 
 
+def test_a_device_that_holds_no_weights_is_refused() -> None:
+    with pytest.raises(BackboneError, match="device='meta' holds no weights; use cpu, cuda, or weights=False"):
+        Backbone.load("builtin/masked", device="meta")
+
+
 def test_a_model_that_is_no_lm_is_refused() -> None:
     config = tf.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     with pytest.raises(BackboneError, match="BertModel is no masked or causal LM; load it with AutoModelForMaskedLM"):

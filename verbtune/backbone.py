@@ -213,6 +213,8 @@ class Backbone:
         }
         origin = functools.partial(cls.load, str(name), **given)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "meta":
+            raise BackboneError("device='meta' holds no weights; use cpu, cuda, or weights=False")
         if dtype == "auto":
             dtype = "bfloat16" if _fast_in_bfloat16(device) else "float32"
         if dtype not in ("float32", "bfloat16", "float16"):

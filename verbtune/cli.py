@@ -36,10 +36,13 @@ __all__ = ["main"]
 ROWS_PER_CHUNK = 4096
 OWN_OPTIONS = {"task": "the argument TASK", "model": "--model", "random_state": "--seed"}
 ODD = "backslashreplace"  # of what an encoding lacks; in JSON it is the right way to write a lone surrogate
-QUIET = {
+ENVIRONMENT = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Products in bfloat16 are compiled for each shape. The layers of a batch share these, other batches seldom: the
+    # 1024 that are kept otherwise are memory that grows with the input.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
@@ -50,7 +53,7 @@ class _Commands(click.Group):
     """A group whose errors are one line each, without usage and without traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        for name, value in QUIET.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors=ODD)
