@@ -41,7 +41,7 @@ class Reading:
     word_scale : float
         Weight of the label words' own scores.
     gain : ndarray of shape (S,)
-        Factor of every number of the state; 0 for what is left out.
+        Factor of every number of the state.
     center : ndarray of shape (S,)
         Taken off the state first.
     strength : float
@@ -218,10 +218,9 @@ def _unseen(
     outside: NDArray[np.intp],
 ) -> Array:
     """Class scores of some texts by rows that are fitted to others."""
-    used = reading.gain > 0
 
     def read(index: NDArray[np.intp]) -> tuple[Array, Array]:
-        return reading.word_scale * base[index], reading.features(states[index])[:, used]
+        return reading.word_scale * base[index], reading.features(states[index])
 
     rows, bias = fit_rows(*read(inside), y[inside], weight[inside], strength=reading.strength)
     words, features = read(outside)
