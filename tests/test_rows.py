@@ -74,8 +74,10 @@ def test_a_weight_of_zero_is_no_row_and_of_two_is_two() -> None:
 
 @pytest.mark.parametrize(("answer", "text", "known"), [(3.0, 0.0, slice(0, 3)), (0.0, 3.0, slice(3, 7))])
 def test_what_knows_the_class_is_read(answer: float, text: float, known: slice) -> None:
-    reading, *_ = choose_reading(*problem(answer=answer, text=text), split=3, seed=0)
+    base, states, y, weight = problem(answer=answer, text=text)
+    reading, _, held_out = choose_reading(base, states, y, weight, split=3, seed=0)
     assert (reading.gain[known] > 0).all()
+    assert (held_out.scores.argmax(axis=1) == y[held_out.index]).mean() > 0.9
 
 
 def test_costly_words_that_mislead_are_not_heard() -> None:
@@ -83,6 +85,12 @@ def test_costly_words_that_mislead_are_not_heard() -> None:
     base[np.arange(60), np.random.default_rng(5).integers(0, 2, 60)] += 20
     assert choose_reading(base, states, y, weight, split=3, seed=0, costly_words=True)[0].word_scale == 0
     assert choose_reading(base, states, y, weight, split=3, seed=0)[0].word_scale == min(CANDIDATES)[0]
+
+
+def test_words_that_know_are_heard() -> None:
+    base, states, y, weight = problem()
+    base[np.arange(60), y] += 3
+    assert choose_reading(base, states, y, weight, split=3, seed=0, costly_words=True)[0].word_scale > 0
 
 
 def test_what_held_out_texts_cannot_tell_apart_stays_at_the_manual_prompt() -> None:
