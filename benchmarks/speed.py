@@ -63,6 +63,7 @@ from verbtune.task import Task
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 PROFILES = ("sentences", "reviews")
+OURS_16 = f"{OURS} bf16"
 
 Predict = Callable[[], Any]
 Seconds = dict[str, list[float]]
@@ -104,6 +105,7 @@ class Plan:
     texts: dict[str, int]  # of each profile, for a small model
     streamed: tuple[int, int]
     device: str
+    bf16: bool  # whether the processor has instructions for it
 
     def n(self, profile: str, size: str = "small") -> int:
         """Texts of a round: a quarter as many for a base model, which takes eight times as long for each."""
@@ -178,25 +180,27 @@ def inference(plan: Plan) -> Iterator[Row]:
                 clf16 = moved(clf, half)
                 job = lay_open(clf)
                 peft = PeftPrompt(job)
-                systems = {
+                systems: dict[str, Predict] = {
                     FLOOR: functools.partial(floor_predict, job, texts),
                     OURS: functools.partial(clf.predict, texts),
-                    f"{OURS} bf16": functools.partial(clf16.predict, texts),
                     PLAIN: functools.partial(plain_predict, job, texts),
                     PEFT: functools.partial(peft.predict, texts),
                 }
+                if plan.bf16:
+                    systems[OURS_16] = functools.partial(clf16.predict, texts)
                 seconds = interleaved(systems, plan.rounds, plan.device)
                 words, _ = clf.compiled_.infer([{"text": text} for text in texts], clf.prompt_)
                 apart = float((words - floor_predict(job, texts)).abs().max())
                 agreed = (clf.predict(texts) == clf16.predict(texts)).mean()
-                main = {name: times for name, times in seconds.items() if name != f"{OURS} bf16"}
+                main = {name: times for name, times in seconds.items() if name != OURS_16}
                 setting = f"{size} {kind}, {profile}"
                 bar = "inference" if kind == "masked" else "shared prefix"
                 note = f"label words' logits at most {apart:.0e} from the floor's"
                 yield Row(bar, setting, ratios(seconds, FLOOR, OURS), main, len(texts), note)
-                note = f"{agreed:.1%} of predictions as in fp32 (random weights)"
-                pair = {name: seconds[name] for name in (FLOOR, f"{OURS} bf16")}
-                yield Row("bf16", setting, ratios(seconds, FLOOR, f"{OURS} bf16"), pair, len(texts), note)
+                if plan.bf16:
+                    note = f"{agreed:.1%} of predictions as in fp32 (random weights)"
+                    pair = {name: seconds[name] for name in (FLOOR, OURS_16)}
+                    yield Row("bf16", setting, ratios(seconds, FLOOR, OURS_16), pair, len(texts), note)
 
 
 def bf16_agreement(plan: Plan) -> Iterator[Row]:
@@ -407,11 +411,12 @@ def run(
 ) -> None:
     """Measure, and write the record; with --only, into the record that is there."""
     torch.set_num_threads(threads)
-    load = os.getloadavg()[0]
+    here = machine(device, threads, os.getloadavg()[0])
+    bf16 = bool(here["bf16"]) or device.startswith("cuda")
     if quick:
-        plan = Plan(sizes, PROFILES[:1], rounds or 2, {"sentences": 64, "reviews": 16}, (1_000, 5_000), device)
+        plan = Plan(sizes, PROFILES[:1], rounds or 2, {"sentences": 64, "reviews": 16}, (1_000, 5_000), device, bf16)
     else:
-        plan = Plan(sizes, PROFILES, rounds or 3, {"sentences": 128, "reviews": 32}, (100_000, 1_000_000), device)
+        plan = Plan(sizes, PROFILES, rounds or 3, {"sentences": 128, "reviews": 32}, (100_000, 1_000_000), device, bf16)
     path = RECORDS / f"speed{'-cuda' if device.startswith('cuda') else ''}{'-quick' if quick else ''}.json"
     old = json.loads(path.read_text()) if only and path.is_file() else {"rows": [], "skipped": {}}
     skipped, rows = dict(old["skipped"]), list(old["rows"])
@@ -425,15 +430,15 @@ def run(
         try:
             for row in measure(plan):
                 labelled = {"measurement": measure.__name__, "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M")}
-                found.append(dataclasses.asdict(row) | labelled)
+                found.append(dataclasses.asdict(row) | labelled | {"machine": here})
                 click.echo(f"{row.bar:18} {row.setting:45} {shown(row.values, BARS[row.bar])}  {row.note}")
             skipped.pop(measure.__name__, None)
         except ImportError as error:
             skipped[measure.__name__] = str(error)
         click.echo(f"-- {measure.__name__}: {time.perf_counter() - start:.0f} s", err=True)
-        again = {(row["measurement"], row["setting"]) for row in found}  # those of another size stay
-        rows = [row for row in rows if (row["measurement"], row["setting"]) not in again] + found
-        record = {"machine": machine(device, threads, load), "skipped": skipped, "rows": rows}
+        again = {(row["bar"], row["setting"]) for row in found}  # those of another size, or precision, stay
+        rows = [row for row in rows if (row["bar"], row["setting"]) not in again] + found
+        record = {"skipped": skipped, "rows": rows}
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     click.echo(f"wrote {path}")
     if path.name == "speed.json":

@@ -78,40 +78,58 @@ def written(record: dict[str, Any]) -> str:
 
 def conditions(record: dict[str, Any]) -> str:
     """Where, when and with what."""
-    m = record["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-    where = f"{m['processor']}, {m['cores']} cores" + (f" with {', '.join(m['bf16'])}" if m["bf16"] else ", no bf16")
-    where += f", {m['device']}" if m["device"] != "cpu" else ""
-    times = sorted(row["time"] for row in record["rows"])
+    lines = []
+    for letter, rows in by_machine(record["rows"]).items():
+        m = rows[-1]["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+        where = f"{m['processor']}, {m['cores']} cores {'with ' + ', '.join(m['bf16']) if m['bf16'] else 'without bf16'}"
+        where += f", {m['device']}" if m["device"] != "cpu" else ""
+        times = sorted(row["time"] for row in rows)
+        counts = {len(seconds) for row in rows for seconds in row["seconds"].values()}
+        rounds = " to ".join(map(str, sorted({min(counts), max(counts)}))) + " rounds; " if counts else ""
+        lines.append(
+            f"- {letter}: {times[0]} to {times[-1]} UTC on {where}; {m['threads']} threads, {rounds}load average before "
+            f"the (last) run {m['load before']}. Python {m['python']}, {versions}."
+        )
     skipped = "; ".join(f"{name} ({why})" for name, why in record["skipped"].items())
-    counts = {len(seconds) for row in record["rows"] for seconds in row["seconds"].values()}
-    rounds = " to ".join(map(str, sorted({min(counts), max(counts)}))) + " rounds; " if counts else ""
-    return (
-        f"Measured from {times[0]} to {times[-1]} UTC on {where}; {m['threads']} threads, {rounds}"
-        f"load average before the (last) run {m['load before']}. Python {m['python']}, {versions}."
-    ) + (f" Not measured: {skipped}." if skipped else "")
+    return "\n".join(["Measured on:", "", *lines] + (["", f"Not measured: {skipped}."] if skipped else []))
+
+
+def by_machine(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by a letter for the processor, and the number of threads, that they were measured with."""
+    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(_machine_key(row), []).append(row)
+    return {chr(ord("A") + i): found[key] for i, key in enumerate(sorted(found))}
+
+
+def _machine_key(row: dict[str, Any]) -> tuple[str, str, int]:
+    machine = row["machine"]
+    return machine["processor"], machine["device"], machine["threads"]
 
 
 def bars_table(rows: Sequence[dict[str, Any]]) -> str:
     """Every bar and what was measured."""
-    lines = ["| what | where | bar | measured: median (lowest … highest) | |", "|---|---|---:|---:|---|"]
+    lines = ["| what | where | on | bar | measured: median (lowest … highest) | |", "|---|---|---|---:|---:|---|"]
+    letters = {_machine_key(some[0]): letter for letter, some in by_machine(rows).items()}
     for key, bar in BARS.items():
         for row in (row for row in rows if row["bar"] == key):
             limit = f"{'≥' if bar.at_least else '≤'} {plain(bar.limit, bar)}"
             verdict = "met" if bar.met(statistics.median(row["values"])) else "**missed**"
             note = f"; {row['note']}" if row["note"] else ""
             lines.append(
-                f"| {bar.claim} | {row['setting']}{note} | {limit} | {shown(row['values'], bar)} | {verdict} |"
+                f"| {bar.claim} | {row['setting']}{note} | {letters[_machine_key(row)]} | {limit} "
+                f"| {shown(row['values'], bar)} | {verdict} |"
             )
     return "\n".join(lines)
 
 
 def merged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of one setting whose systems ran in the same rounds as one: fp32 and bf16 are bars of their own."""
-    whole: dict[tuple[str, str], dict[str, Any]] = {}
+    whole: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if row["seconds"]:
-            key = (row["measurement"], row["setting"])
+            key = (row["measurement"], row["setting"], _machine_key(row))
             first = whole.setdefault(key, row | {"seconds": {}})
             first["seconds"] = first["seconds"] | row["seconds"]
     return list(whole.values())

@@ -298,7 +298,7 @@ def test_few_texts_are_held_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_of_more_texts_one_fold_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbtune.deep, "MOST_HELD_OUT_IN_TURN", 35)
+    monkeypatch.setattr(verbtune.deep, "MANY", 35)
     sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
     *_, calibration = opinion_of(np.zeros((len(y), 2)), y)
     assert sizes == [len(y) - len(y) // FOLDS, len(y)]

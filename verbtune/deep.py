@@ -36,9 +36,9 @@ LENGTH = 4
 STEPS = 3.0  # for each text to the power of 2/3: 12 for 8 texts, 63 for 96
 MOST_STEPS = 300
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
-BATCH_SIZE = 16
+BATCH_SIZE = 8
 FOLDS = 3  # and the fewest texts of a class
-MOST_HELD_OUT_IN_TURN = 256  # texts; of more, one fold tells enough
+MANY = 256  # texts; of more, one fold tells enough, and there are twice as many steps
 MOST_CLASSES = 50  # label words of more tell little, and the steps take minutes
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
 SHARE = 1.0  # of the second opinion for each of the rows', when both are equally sure
@@ -125,6 +125,7 @@ def second_opinion(
     words = compiled.words.beginnings
     verbalizer = Verbalizer(words, backbone.state_width, aggregate=aggregate).to(backbone.device)
     cropped = [example.cropped(MOST_TOKENS) for example in examples]
+    many = len(y) > MANY
 
     targets = torch.tensor(y, device=backbone.device)  # (N,)
     weights = torch.tensor(weight, dtype=torch.float32, device=backbone.device)  # (N,)
@@ -144,7 +145,7 @@ def second_opinion(
             [len(cropped[i].ids) for i in inside],
             prompt=None,
             learning_rate=LEARNING_RATE,
-            steps=min(round(STEPS * len(inside) ** (2 / 3)), MOST_STEPS),
+            steps=min(round(STEPS * len(inside) ** (2 / 3)), MOST_STEPS) * (2 if many else 1),
             batch_size=BATCH_SIZE,
             warmup=0.1,
             weight_decay=0.01,
@@ -162,7 +163,7 @@ def second_opinion(
 
     if len(held_out.index) == len(y):
         every = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(y, y)
-        folds = [outside for _, outside in every][: None if len(y) <= MOST_HELD_OUT_IN_TURN else 1]
+        folds = [outside for _, outside in every][: 1 if many else None]
     else:
         folds = [held_out.index]
     rows, second = np.zeros((2, len(y), len(against)))
