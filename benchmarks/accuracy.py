@@ -4,7 +4,7 @@
     python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group frozen --shots 4,16,64
     python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group trained --shots 16
     python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group ablation --shots 4,16
-    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group joint --shots 16
+    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group length --shots 16
     python benchmarks/accuracy.py report
 
 Every step resumes where it was interrupted. `rates` chooses the learning rates of all that is trained by gradient
@@ -69,7 +69,9 @@ ROWS_ONLY = "rows only"
 DEEP_ABLATION: dict[str, dict[str, Any]] = {  # of the second opinion
     "second opinion of half the weight": {"SHARE": 0.5},
     "at most thirty steps": {"MOST_STEPS": 30},
+    "steps of sixteen texts": {"BATCH_SIZE": 16},
 }
+JOINT = "rows and soft tokens tuned together"
 ABLATION: dict[str, dict[str, Any]] = {  # of the rows
     "the likeliest reading": {"STEP": 0.0},
     "without the label words": {"CANDIDATES": tuple((0.0, strength) for strength in (1.0, 0.25, 0.05))},
@@ -77,8 +79,7 @@ ABLATION: dict[str, dict[str, Any]] = {  # of the rows
     "reads the answer only": {"SHARES": (1.0, 0.0)},
     "no cross-validation": {"CANDIDATES": (rows.UNCHOSEN,)},
 }
-JOINT_STEPS = 100
-JOINT_LENGTHS = (0, 1, 5, 20, 50, 100)
+LENGTHS = {"verbtune": (1, 2, 4, 8, 16, 32, 100), "soft-prompt": (1, 20, 100), "peft prompt-tuning": (1, 20, 100)}
 CURVE_SETS = ("sst2", "trec6", "emotion")
 MOST_BELOW = 0.01  # below the better of manual prompt and probe, at most
 KEPT = (
@@ -105,8 +106,8 @@ def trained(method: str, rate: float) -> Factory:
         if method == "setfit":
             return peers.SetFit(task, model=lm, learning_rate=rate, random_state=seed)
         kind = peers.PeftHead if lm.kind == "masked" else peers.PeftWords
-        name = method.removeprefix("peft ")
-        return kind(task, model=lm, method=name, learning_rate=rate, steps=STEPS, random_state=seed)
+        asked = {"method": method.removeprefix("peft "), "learning_rate": rate, "steps": STEPS, "random_state": seed}
+        return kind(task, model=lm, **asked | ({} if prompt_length is None else {"n_tokens": prompt_length}))
 
     return make
 
@@ -135,16 +136,16 @@ def ablated(module: ModuleType, changes: dict[str, Any], **parameters: Any) -> F
     return make
 
 
-def more_tokens(n: int) -> str:
-    """Name of the joint tuning of the template's own tokens and `n` more."""
-    return f"{n} more soft tokens"
+def of_length(method: str, n: int, rate: float) -> Factory:
+    """A method with a prompt of `n` vectors; those of `verbtune` stand in every layer."""
+    if method == "verbtune":
+        return ablated(deep, {"LENGTH": n})
+    return lambda task, lm, seed, _: trained(method, rate)(task, lm, seed, n)
 
 
-def jointly_tuned(prompt_length: int) -> Factory:
-    """`verbtune` with steps that tune rows and soft tokens together."""
-    return lambda task, lm, seed, n: PromptClassifier(
-        task, model=lm, steps=JOINT_STEPS, prompt_length=prompt_length, random_state=seed
-    )
+def named(method: str, n: int) -> str:
+    """Name of a method with a prompt of `n` vectors."""
+    return f"{method}, {n} vectors"
 
 
 def register(model: str, group: str) -> list[str]:
@@ -155,11 +156,13 @@ def register(model: str, group: str) -> list[str]:
     if group == "ablation":
         METHODS.update({f"rows only, {name}": ablated(rows, c, steps=0) for name, c in ABLATION.items()})
         METHODS.update({name: ablated(deep, changes) for name, changes in DEEP_ABLATION.items()})
-        return [ROWS_ONLY, *DEEP_ABLATION, *(f"rows only, {name}" for name in ABLATION)]
-    if group == "joint":
-        METHODS.update({more_tokens(n): jointly_tuned(n) for n in JOINT_LENGTHS})
-        return ["verbtune", *map(more_tokens, JOINT_LENGTHS)]
+        METHODS[JOINT] = lambda task, lm, seed, n: PromptClassifier(task, model=lm, steps=STEPS, random_state=seed)
+        return [ROWS_ONLY, JOINT, *DEEP_ABLATION, *(f"rows only, {name}" for name in ABLATION)]
     chosen = json.loads((RECORDS / "accuracy-rates.json").read_text("utf-8"))[model]["chosen"]
+    if group == "length":
+        every = {named(m, n): of_length(m, n, chosen.get(m, 0.0)) for m, lengths in LENGTHS.items() for n in lengths}
+        METHODS.update(every)
+        return list(every)
     names = ["in-context+batch"]  # trains nothing, but is as slow
     for method, rate in chosen.items():
         METHODS[method] = trained(method, rate)
@@ -273,7 +276,7 @@ def rates(data: Path, work: Path, threads: int, model: str, limit: int) -> None:
 @work_option
 @threads_option
 @click.option("--model", type=click.Choice(MODELS), required=True)
-@click.option("--group", type=click.Choice(["frozen", "trained", "ablation", "joint"]), required=True)
+@click.option("--group", type=click.Choice(["frozen", "trained", "ablation", "length"]), required=True)
 @click.option("--shots", default="16", show_default=True, callback=numbers)
 @click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True, callback=numbers)
 @click.option("--tasks", default=None, help="Some of the sets only, with commas.")
@@ -291,10 +294,10 @@ def run(
     methods: str | None,
     limit: int,
 ) -> None:
-    """Measure a group of methods; ablation and joint tuning on the tuning sets only."""
+    """Measure a group of methods; ablation and prompt lengths on tuning sets only."""
     torch.set_num_threads(threads)
-    sets = TUNING if group in ("ablation", "joint") else (*TUNING, *REPORTED)
-    if group in ("trained", "joint"):
+    sets = {"ablation": TUNING, "length": CURVE_SETS}.get(group, (*TUNING, *REPORTED))
+    if group == "trained":
         sets = tuple(name for name in sets if name not in MANY_CLASSES)
     if tasks:
         sets = tuple(tasks.split(","))
@@ -402,15 +405,13 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def draw(kind: str) -> None:
-    """Accuracy by texts a class, by more soft tokens, and by trained numbers."""
-    frozen, joint, trained = (measured(group, kind) for group in ("frozen", "joint", "trained"))
+    """Accuracy by texts a class, by the prompt's length, and by trained numbers."""
+    frozen, lengths, trained = (measured(group, kind) for group in ("frozen", "length", "trained"))
     curves = by_x(frozen, CURVE_SETS, lambda r: (r["method"], r["shots"]))
     save(curves, f"accuracy-shots-{kind}", "texts a class", logarithmic=True)
-    lengths = {more_tokens(n): n for n in JOINT_LENGTHS}
-    sets = {r["task"] for r in joint}
-    curves = by_x(joint, sets, lambda r: (f"{JOINT_STEPS} joint steps", lengths.get(r["method"])))
-    levels = by_x(joint, sets, lambda r: ("verbtune", 0 if r["method"] == "verbtune" else None))
-    save(curves | levels, f"accuracy-length-{kind}", "more soft tokens", logarithmic=False)
+    places: dict[str, tuple[str, float | None]] = {named(m, n): (m, n) for m, ns in LENGTHS.items() for n in ns}
+    curves = by_x(lengths, CURVE_SETS, lambda r: places[r["method"]])
+    save(curves, f"accuracy-length-{kind}", "vectors of the prompt", logarithmic=True)
     runs = {(r["task"], r["seed"]) for r in trained}
     both = trained + [r for r in frozen if r["shots"] == 16 and (r["task"], r["seed"]) in runs]
     means = {

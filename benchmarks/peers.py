@@ -44,9 +44,9 @@ PEFT_METHODS = ("prompt-tuning", "p-tuning", "prefix-tuning")
 DOCUMENTED_RATES = {"prompt-tuning": 3e-2, "p-tuning": 1e-3, "prefix-tuning": 1e-2, "setfit": 2e-5}
 
 
-def peft_config(method: str, task_type: str, task: Task, backbone: Backbone) -> peft.PeftConfig:
-    """Twenty virtual tokens, all else as PEFT has it; a causal LM's prompt starts at a text, as in its guide."""
-    common: dict[str, Any] = {"task_type": task_type, "num_virtual_tokens": 20}
+def peft_config(method: str, task_type: str, n_tokens: int, task: Task, backbone: Backbone) -> peft.PeftConfig:
+    """Virtual tokens, all else as PEFT has it; a causal LM's prompt starts at a text, as in its guide."""
+    common: dict[str, Any] = {"task_type": task_type, "num_virtual_tokens": n_tokens}
     if method == "prompt-tuning" and task_type == "CAUSAL_LM":
         text = task.description or " ".join(task.classes)
         return peft.PromptTuningConfig(
@@ -66,11 +66,20 @@ class Peft(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """What PEFT's methods are asked for."""
 
     def __init__(
-        self, task: Any, *, model: Any, method: str, learning_rate: float, steps: int = 100, random_state: int = 0
+        self,
+        task: Any,
+        *,
+        model: Any,
+        method: str,
+        learning_rate: float,
+        steps: int = 100,
+        n_tokens: int = 20,
+        random_state: int = 0,
     ) -> None:
         self.task = task
         self.model = model
         self.method = method
+        self.n_tokens = n_tokens
         self.learning_rate = learning_rate
         self.steps = steps
         self.random_state = random_state
@@ -91,7 +100,7 @@ class PeftHead(Peft):
         self.backbone_ = Backbone.load(self.model)
         torch.manual_seed(self.random_state)
         plain = classification_model(self.backbone_, len(names))
-        config = peft_config(self.method, "SEQ_CLS", self.task_, self.backbone_)
+        config = peft_config(self.method, "SEQ_CLS", self.n_tokens, self.task_, self.backbone_)
         config.modules_to_save = ["classifier", "score", "pooler"]
         self.peft_ = peft.get_peft_model(plain, config)
         self.trained_parameters_, self.artifact_bytes_ = train(
@@ -140,9 +149,8 @@ class PeftWords(Peft):
         self.task_ = task
         self.compiled_ = compile_task(task, backbone, classes=names, max_length=MAX_LENGTH)
         self.verbalizer_ = Verbalizer(self.compiled_.words, backbone.state_width)
-        self.peft_ = peft.get_peft_model(
-            float_copy(backbone.model), peft_config(self.method, "CAUSAL_LM", task, backbone)
-        )
+        config = peft_config(self.method, "CAUSAL_LM", self.n_tokens, task, backbone)
+        self.peft_ = peft.get_peft_model(float_copy(backbone.model), config)
         first = [self.compiled_.words.owner.index(c) for c in range(len(names))]  # a class's first word
         self.trained_parameters_, self.artifact_bytes_ = train(
             self.peft_,

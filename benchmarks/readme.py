@@ -1,7 +1,7 @@
 """Write the README's table from the records of `make bench`.
 
-python benchmarks/readme.py bench-results/results.json    # take over new records, then write
-python benchmarks/readme.py                               # write from the committed records
+python benchmarks/readme.py bench bench-results/results.json    # take over new records, then write
+python benchmarks/readme.py                                     # write from the committed records
 """
 
 from __future__ import annotations

@@ -82,14 +82,16 @@ def conditions(record: dict[str, Any]) -> str:
     for letter, rows in by_machine(record["rows"]).items():
         m = rows[-1]["machine"]
         versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-        where = f"{m['processor']}, {m['cores']} cores {'with ' + ', '.join(m['bf16']) if m['bf16'] else 'without bf16'}"
+        where = (
+            f"{m['processor']}, {m['cores']} cores {'with ' + ', '.join(m['bf16']) if m['bf16'] else 'without bf16'}"
+        )
         where += f", {m['device']}" if m["device"] != "cpu" else ""
         times = sorted(row["time"] for row in rows)
         counts = {len(seconds) for row in rows for seconds in row["seconds"].values()}
         rounds = " to ".join(map(str, sorted({min(counts), max(counts)}))) + " rounds; " if counts else ""
         lines.append(
-            f"- {letter}: {times[0]} to {times[-1]} UTC on {where}; {m['threads']} threads, {rounds}load average before "
-            f"the (last) run {m['load before']}. Python {m['python']}, {versions}."
+            f"- {letter}: {times[0]} to {times[-1]} UTC on {where}; {m['threads']} threads, {rounds}load average "
+            f"before the (last) run {m['load before']}. Python {m['python']}, {versions}."
         )
     skipped = "; ".join(f"{name} ({why})" for name, why in record["skipped"].items())
     return "\n".join(["Measured on:", "", *lines] + (["", f"Not measured: {skipped}."] if skipped else []))
