@@ -18,7 +18,8 @@ from torch import Tensor
 
 import verbtune.backbone
 import verbtune.text_cache
-from verbtune.backbone import Backbone, BackboneError, quick_gradients
+from verbtune.attention import quick_gradients
+from verbtune.backbone import Backbone, BackboneError
 from verbtune.compiled import CompiledTask, compile_task
 from verbtune.encode import Example, tokenize
 from verbtune.task import Task
@@ -415,7 +416,9 @@ def test_a_folder_is_loaded_once_and_pickled_as_its_name(architecture: str, tmp_
     pickled = pickle.dumps(loaded)
     assert len(pickled) < 1000
     assert pickle.loads(pickled) is loaded
-    assert torch.equal(compile_task(SINGLE, loaded).infer(ROWS)[0], compiled(tiny(architecture))[0].infer(ROWS)[0])
+    # Not to the last bit: weights mapped from a file lie elsewhere in memory, which some processors' products feel.
+    scores, expected = (made.infer(ROWS)[0] for made in (compile_task(SINGLE, loaded), compiled(tiny(architecture))[0]))
+    close(scores, expected, rtol=1e-5, atol=1e-6)
 
 
 # -- fingerprint -------------------------------------------------------------------------------------------------------

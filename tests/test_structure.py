@@ -14,8 +14,8 @@ import verbtune
 PACKAGE = Path(verbtune.__file__).parent
 # Each module imports only from those above it. One that is not here has no place yet: give it one.
 ORDER = [
-    "builtin", "task", "prompt", "artifact", "encode", "verbalizer", "backbone", "text_cache", "compiled", "lint",
-    "calibration", "rows", "data", "parameters", "tuning", "deep", "plots", "classifier", "bank", "baselines",
+    "builtin", "task", "prompt", "artifact", "encode", "verbalizer", "attention", "backbone", "text_cache", "compiled",
+    "lint", "calibration", "rows", "data", "parameters", "tuning", "deep", "plots", "classifier", "bank", "baselines",
     "metrics", "summary", "bench", "report", "cli",
 ]  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]

@@ -24,7 +24,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,11 +35,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .attention import AroundAttention, behind, quick_gradients
 from .builtin import builtin_path
 from .encode import Batch, Example, collate
 from .verbalizer import LabelWords
 
-__all__ = ["Backbone", "BackboneError", "Start", "by_length", "quick_gradients"]
+__all__ = ["Backbone", "BackboneError", "Start", "by_length"]
 
 Kind = Literal["masked", "causal"]
 
@@ -419,7 +419,7 @@ class Backbone:
             layers.append(torch.stack(pair)[:, 0])  # (2, A, D, E)
             return attention(query, *pair, **named)
 
-        with self._lock, torch.no_grad(), _AroundAttention(remember):
+        with self._lock, torch.no_grad(), AroundAttention(remember):
             self.model.base_model(inputs_embeds=vectors[None].to(self.model.dtype))
         if len({pair.shape for pair in layers}) != 1:
             raise BackboneError(
@@ -533,7 +533,7 @@ class Backbone:
         if self.kind == "causal":
             inputs["use_cache"] = "past_key_values" in inputs
         head = self._head(rows)
-        with self._only_at(batch.answers, head), quick_gradients(self.device), _before(deep, examples):
+        with self._only_at(batch.answers, head), quick_gradients(self.device), behind(deep, examples):
             # Where no answer or text sees padding no mask is passed: attention then takes its faster kernel.
             unseen = known if self.kind == "causal" else attention  # padding is on the right
             output = self.model(
@@ -621,7 +621,7 @@ class Backbone:
         rest = []
         for at in range(0, len(examples), size):
             some = range(at, min(at + size, len(examples)))
-            with _before(deep, [examples[i] for i in some]):
+            with behind(deep, [examples[i] for i in some]):
                 rest.append(self._continue(tree, context.select(some)))
         return scores.index_add(1, tree.word, torch.cat(rest)), states
 
@@ -696,74 +696,6 @@ def _fast_in_bfloat16(device: str) -> bool:
     # torch cannot tell.
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device == "cpu" and bool(able.get("amx_bf16"))
-
-
-class _AroundAttention(TorchFunctionMode):
-    """While open, a function is called in place of PyTorch's attention, with that and its arguments."""
-
-    def __init__(self, call: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.call = call
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        named = kwargs or {}
-        return self.call(func, *args, **named) if func is F.scaled_dot_product_attention else func(*args, **named)
-
-
-def _before(deep: Tensor | None, examples: Sequence[Example]) -> contextlib.AbstractContextManager[Any]:
-    """While open, a batch is read with its deep prompts before the keys and values of every layer, in their order.
-
-    Parameters
-    ----------
-    deep : Tensor of shape (K, L, 2, A, D, E), optional
-    examples : sequence of Example, length B
-    """
-    if deep is None:
-        return contextlib.nullcontext()
-    if len(deep) > 1:
-        deep = deep[[example.deep for example in examples]]
-    layers = iter(deep.movedim(0, 2))  # L times (2, B or 1, A, D, E)
-
-    def attend(attention: Callable[..., Tensor], query: Tensor, *pair: Tensor, **named: Any) -> Tensor:
-        before = next(layers).to(query.dtype)
-        mask = named.get("attn_mask")
-        if mask is None and named.get("is_causal"):
-            mask = torch.ones(query.shape[2], pair[0].shape[2], dtype=torch.bool, device=query.device).tril()
-        if mask is not None:
-            seen = True if mask.dtype == torch.bool else 0.0
-            mask = F.pad(mask, (before.shape[3], 0), value=seen)  # (…, T, D + F)
-        keys, values = (torch.cat([_of_heads(b, x), x], dim=2) for b, x in zip(before, pair, strict=True))
-        return attention(query, keys, values, **named | {"attn_mask": mask, "is_causal": False})
-
-    return _AroundAttention(attend)
-
-
-def _of_heads(before: Tensor, like: Tensor) -> Tensor:
-    """Keys or values (B, A, D, E) for as many rows and heads as others have: some models repeat theirs when masked."""
-    return before.repeat_interleave(like.shape[1] // before.shape[1], dim=1).expand(len(like), -1, -1, -1)
-
-
-def _attend_in_float(attention: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
-    with torch.autocast(args[0].device.type, enabled=False):
-        found = attention(*map(_in_float, args), **{key: _in_float(value) for key, value in named.items()})
-    return found.to(args[0].dtype)
-
-
-def _in_float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def quick_gradients(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """While open, a forward pass on a CPU is one whose gradient is computed as fast as can be.
-
-    PyTorch's gradient of attention in bfloat16 takes a CPU five times as long as in float32 for sentences (70
-    positions), 1.6 times at 512. Scores in float32 are no less exact, so that nothing else changes.
-    """
-    if device.type == "cpu" and torch.is_grad_enabled():
-        return _AroundAttention(_attend_in_float)
-    return contextlib.nullcontext()
 
 
 def _kind_of(architecture: str) -> Kind | None:
