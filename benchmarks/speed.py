@@ -20,6 +20,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -54,7 +55,7 @@ from speed_systems import (
     train_epoch,
 )
 
-from verbtune import Backbone, PromptClassifier
+from verbtune import Backbone, PromptClassifier, artifact
 from verbtune.backbone import by_length
 from verbtune.baselines import InContext
 from verbtune.data import load_splits
@@ -140,11 +141,10 @@ def peak_megabytes(work: Predict, device: str) -> float:
         held = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - held) / 1e6
-    ctypes.CDLL(None).malloc_trim(0)  # what is freed but kept would hide the next system's need
+    before = held_megabytes()  # what is freed but kept would hide the next system's need
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark falls to what is in use
-    before = _status("VmRSS")
     work()
-    return (_status("VmHWM") - before) / 1e3
+    return _status("VmHWM") / 1e3 - before
 
 
 def _status(key: str) -> float:
@@ -330,6 +330,42 @@ def task_bank(plan: Plan) -> Iterator[Row]:
         yield Row("mixed batch", setting, ratios(seconds, "eight tasks, mixed", "one task"), seconds, len(texts))
 
 
+def many_tasks(plan: Plan) -> Iterator[Row]:
+    """A thousand saved classifiers, each with rows and a deep prompt, on one LM."""
+    from verbtune.bank import TaskBank
+
+    count = 1000
+    backbone = build("masked", "small", plan.device)
+    bank = TaskBank(backbone)
+    texts = draw_texts("sentences", count, backbone.tokenizer)
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / str(i) for i in range(count)]
+        fitted(backbone, texts, steps=None).save_pretrained(folders[0])
+        for folder in folders[1:]:
+            shutil.copytree(folders[0], folder)
+        size = artifact.size(folders[0])
+        bank.add("first", folders[0])
+        bank.predict([("first", text) for text in texts])  # what a call needs for a while is there
+        before = held_megabytes()
+        swaps = []
+        for i, folder in enumerate(folders):
+            start = time.perf_counter()
+            bank.add(str(i), folder)
+            swaps.append(1e3 * (time.perf_counter() - start))
+        bank.predict([(str(i), text) for i, text in enumerate(texts)])  # a file that is mapped is read at last
+        grown = held_megabytes() - before
+    note = f"{count} tasks: {size * count / 1e6:.0f} MB in files, {grown:.0f} MB in memory after one text for each"
+    yield Row("task memory", "small masked", [1e6 * grown / (size * count)], note=note)
+    yield Row("task swap", "small masked", [statistics.median(swaps)], note=f"the slowest {max(swaps):.0f} ms")
+
+
+def held_megabytes() -> float:
+    """Memory in use, without what is free but kept."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status("VmRSS") / 1e3
+
+
 def padding(plan: Plan) -> Iterator[Row]:
     """Positions computed in the batches of an inference, by the real ones among them."""
     backbone = build("masked", "tiny", plan.device)
@@ -389,7 +425,18 @@ def stream(plan: Plan) -> Iterator[Row]:
     yield Row("stream", "LM of one layer, sentences", [peaks[1] / peaks[0]], note=note)
 
 
-MEASUREMENTS = (padding, start_up, stream, bf16_agreement, inference, in_context, training, text_cache, task_bank)
+MEASUREMENTS = (
+    padding,
+    start_up,
+    stream,
+    bf16_agreement,
+    inference,
+    in_context,
+    training,
+    text_cache,
+    task_bank,
+    many_tasks,
+)
 
 
 @click.group()

@@ -50,6 +50,8 @@ BARS = {
     "text cache": Bar("causal LM, epoch with the prompt in front / soft tokens after the text", 10.0, True),
     "eight tasks": Bar("causal LM, the same texts for eight tasks / for one", 1.5, False),
     "mixed batch": Bar("texts of eight tasks in one call / of one task", 1.1, False),
+    "task memory": Bar("a thousand saved tasks on one LM: memory / bytes of their files", 1.0, False),
+    "task swap": Bar("taking a saved task in, while others serve", 10.0, False, " ms"),
     "padding": Bar("computed tokens / real tokens", 1.1, False),
     "first prediction": Bar("`import verbtune` to the first prediction, built-in model", 5.0, False, " s"),
     "help": Bar("`verbtune --help`", 0.5, False, " s"),

@@ -520,9 +520,9 @@ class Backbone:
             examples = [e.part(n) for e, n in zip(examples, done, strict=True)]
         batch = self._collate(examples, n_masks)
         embeds = self.embed(batch.ids)  # (B, T, H)
-        if prompt is not None and bool((batch.slots >= 0).any()):
-            soft = prompt.to(embeds.dtype)[batch.slots.clamp(min=0)]  # (B, T, H)
-            embeds = torch.where((batch.slots >= 0)[..., None], soft, embeds)
+        if prompt is not None:
+            soft = batch.slots >= 0  # (B, T)
+            embeds[soft] = prompt.to(embeds.dtype)[batch.slots[soft]]
         attention = torch.cat([known, batch.attention], dim=1)  # (B, F + T)
         if start is not None:
             inputs["past_key_values"] = start.cache
