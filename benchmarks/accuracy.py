@@ -145,7 +145,7 @@ def of_length(method: str, n: int, rate: float) -> Factory:
 
 def named(method: str, n: int) -> str:
     """Name of a method with a prompt of `n` vectors."""
-    return f"{method}, {n} vectors"
+    return f"{method} of length {n}"
 
 
 def register(model: str, group: str) -> list[str]:
