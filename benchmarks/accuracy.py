@@ -1,10 +1,12 @@
 """How accurate a few labels make each way of using the same language model.
 
-    python benchmarks/accuracy.py rates --data ../shared/data
+    python benchmarks/accuracy.py all --data ../shared/data         # the whole comparison: days on two cores
+
+or a part of it:
+
+    python benchmarks/accuracy.py rates --data ../shared/data --model builtin/masked
     python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group frozen --shots 4,16,64
-    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group trained --shots 16
-    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group ablation --shots 4,16
-    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group length --shots 16
+    python benchmarks/accuracy.py run --data ../shared/data --model builtin/masked --group trained --tasks sst2,cr
     python benchmarks/accuracy.py report
 
 Every step resumes where it was interrupted. `rates` chooses the learning rates of all that is trained by gradient
@@ -81,6 +83,13 @@ ABLATION: dict[str, dict[str, Any]] = {  # of the rows
 }
 LENGTHS = {"verbtune": (1, 2, 4, 8, 16, 32, 100), "soft-prompt": (1, 20, 100), "peft prompt-tuning": (1, 20, 100)}
 CURVE_SETS = ("sst2", "trec6", "emotion")
+WHOLE: tuple[tuple[str, list[int], str | None], ...] = (  # groups, labels a class, and sets if not all
+    ("frozen", [4, 16, 64], None),
+    ("frozen", [256], ",".join(CURVE_SETS)),
+    ("trained", [4, 16, 64], None),
+    ("ablation", [16], None),
+    ("length", [16], None),
+)
 MOST_BELOW = 0.01  # below the better of manual prompt and probe, at most
 KEPT = (
     *("task", "method", "shots", "seed", "n_train", "n_test", "accuracy", "macro_f1", "nll", "ece", "brier"),
@@ -317,6 +326,21 @@ def run(
             limit=limit,
         )
         keep(records, RECORDS / f"accuracy-{group}-{slug}.json")
+
+
+@main.command("all")
+@data_option
+@work_option
+@threads_option
+@click.pass_context
+def everything(context: click.Context, data: Path, work: Path, threads: int) -> None:
+    """Measure the whole comparison on both models, and write the page."""
+    always: dict[str, Any] = {"data": data, "work": work, "threads": threads}
+    for model in MODELS:
+        context.invoke(rates, **always, model=model)
+        for group, shots, tasks in WHOLE:
+            context.invoke(run, **always, model=model, group=group, shots=shots, seeds=list(SEEDS), tasks=tasks)
+    context.invoke(report)
 
 
 # -- telling -----------------------------------------------------------------------------------------------------------
