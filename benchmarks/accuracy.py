@@ -81,7 +81,7 @@ ABLATION: dict[str, dict[str, Any]] = {  # of the rows
     "reads the answer only": {"SHARES": (1.0, 0.0)},
     "no cross-validation": {"CANDIDATES": (rows.UNCHOSEN,)},
 }
-LENGTHS = {"verbtune": (1, 2, 4, 8, 16, 32, 100), "soft-prompt": (1, 20, 100), "peft prompt-tuning": (1, 20, 100)}
+LENGTHS = {"verbtune": (1, 2, 8, 16, 32, 100), "soft-prompt": (1, 20, 100), "peft prompt-tuning": (1, 20, 100)}
 CURVE_SETS = ("sst2", "trec6", "emotion")
 WHOLE: tuple[tuple[str, list[int], str | None], ...] = (  # groups, labels a class, and sets if not all
     ("frozen", [4, 16, 64], None),
@@ -375,7 +375,7 @@ def block(name: str) -> str:
         return "Not measured yet.\n"
     if group == "bars":
         return "\n".join(["", *bars(records), ""])
-    if group in ("trained", "ablation"):  # beside the others, or the default, on the same sets and seeds
+    if group in ("trained", "ablation", "length"):  # beside the others, or the default, on the same sets and seeds
         asked = {(r["task"], r["shots"], r["seed"]) for r in records}
         beside = FROZEN if group == "trained" else ("verbtune",)
         frozen = [r for r in measured("frozen", kind) if r["method"] in beside]
@@ -434,15 +434,18 @@ def draw(kind: str) -> None:
     curves = by_x(frozen, CURVE_SETS, lambda r: (r["method"], r["shots"]))
     save(curves, f"accuracy-shots-{kind}", "texts a class", logarithmic=True)
     places: dict[str, tuple[str, float | None]] = {named(m, n): (m, n) for m, ns in LENGTHS.items() for n in ns}
-    curves = by_x(lengths, CURVE_SETS, lambda r: places[r["method"]])
+    places["verbtune"] = ("verbtune", deep.LENGTH)
+    runs = {(r["task"], r["seed"], r["shots"]) for r in lengths}
+    default = [r for r in frozen if r["method"] == "verbtune" and (r["task"], r["seed"], r["shots"]) in runs]
+    curves = by_x(lengths + default, CURVE_SETS, lambda r: places[r["method"]])
     save(curves, f"accuracy-length-{kind}", "vectors of the prompt", logarithmic=True)
-    runs = {(r["task"], r["seed"]) for r in trained}
-    both = trained + [r for r in frozen if r["shots"] == 16 and (r["task"], r["seed"]) in runs]
+    beside = {(r["task"], r["seed"]) for r in trained}
+    both = trained + [r for r in frozen if r["shots"] == 16 and (r["task"], r["seed"]) in beside]
     means = {
         r["method"]: statistics.mean(o["trained_parameters"] for o in both if o["method"] == r["method"]) for r in both
     }
     curves = by_x(
-        both, {t for t, _ in runs}, lambda r: (r["method"], 10.0 ** round(math.log10(max(1.0, means[r["method"]]))))
+        both, {t for t, _ in beside}, lambda r: (r["method"], 10.0 ** round(math.log10(max(1.0, means[r["method"]]))))
     )
     save(
         curves,
