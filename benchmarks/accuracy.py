@@ -289,7 +289,7 @@ def rates(data: Path, work: Path, threads: int, model: str, limit: int) -> None:
 @click.option("--shots", default="16", show_default=True, callback=numbers)
 @click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True, callback=numbers)
 @click.option("--tasks", default=None, help="Some of the sets only, with commas.")
-@click.option("--methods", default=None, help="Some of the group's methods only, with commas.")
+@click.option("--method", "methods", multiple=True, help="One of the group's methods only; can be repeated.")
 @click.option("--limit", default=300, show_default=True, help="Most test texts of a set.")
 def run(
     data: Path,
@@ -300,7 +300,7 @@ def run(
     shots: list[int],
     seeds: list[int],
     tasks: str | None,
-    methods: str | None,
+    methods: tuple[str, ...],
     limit: int,
 ) -> None:
     """Measure a group of methods; ablation and prompt lengths on tuning sets only."""
@@ -310,15 +310,13 @@ def run(
         sets = tuple(name for name in sets if name not in MANY_CLASSES)
     if tasks:
         sets = tuple(tasks.split(","))
-    names = register(model, group)
-    if methods:
-        names = methods.split(",")
+    every = register(model, group)
     slug = model.replace("/", "-")
     for name in sets:
         records = measure(
             [name],
             model,
-            [method for method in names if method != ROWS_ONLY or name not in MANY_CLASSES],
+            [method for method in methods or every if method != ROWS_ONLY or name not in MANY_CLASSES],
             data=data,
             work=work / f"accuracy-{group}-{slug}",
             shots=shots,
