@@ -469,9 +469,12 @@ def run(
     skipped, rows = dict(old["skipped"]), list(old["rows"])
     if not importlib.util.find_spec("openprompt"):
         skipped["OpenPrompt"] = "it needs transformers 4.30, which cannot be imported beside this package's"
-    if not importlib.util.find_spec("lm_eval"):
-        skipped[HARNESS] = "not installed; a loop that scores each candidate's full prompt stands in for it"
-    for measure in (m for m in MEASUREMENTS if not only or m.__name__ in only):
+    asked = [m for m in MEASUREMENTS if not only or m.__name__ in only]
+    if in_context in asked:
+        skipped.pop(HARNESS, None)
+        if not importlib.util.find_spec("lm_eval"):
+            skipped[HARNESS] = "not installed; a loop that scores each candidate's full prompt stands in for it"
+    for measure in asked:
         start = time.perf_counter()
         found = []
         try:
