@@ -25,9 +25,7 @@ def block(name: str) -> str:
     records = [Record(**record) for record in json.loads((HERE / "records" / f"{name}.json").read_text("utf-8"))]
     minutes = sum(record.fit_seconds + record.predict_seconds for record in records) / 60
     tables = table(summarize(records)).replace("## ", "### ")
-    return (
-        f"{len(records)} measurements, {minutes:.0f} minutes of fitting and predicting on two CPU cores.\n\n{tables}\n"
-    )
+    return f"{len(records)} measurements, {minutes:.0f} minutes of fitting and predicting.\n\n{tables}\n"
 
 
 def written() -> str:

@@ -84,9 +84,8 @@ def conditions(record: dict[str, Any]) -> str:
     for letter, rows in by_machine(record["rows"]).items():
         m = rows[-1]["machine"]
         versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-        where = (
-            f"{m['processor']}, {m['cores']} cores {'with ' + ', '.join(m['bf16']) if m['bf16'] else 'without bf16'}"
-        )
+        bf16 = f"with {', '.join(m['bf16'])}" if m["bf16"] else "without bf16"
+        where = f"{m['processor']}, {m['cores']} cores {bf16}"
         where += f", {m['device']}" if m["device"] != "cpu" else ""
         times = sorted(row["time"] for row in rows)
         counts = {len(seconds) for row in rows for seconds in row["seconds"].values()}
