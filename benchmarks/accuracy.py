@@ -32,8 +32,10 @@ from unittest import mock
 
 import click
 import torch
+from torch import Tensor
 
 from verbtune import Backbone, PromptClassifier, deep, rows
+from verbtune.attention import AROUND
 from verbtune.baselines import METHODS, Factory, FineTuned
 from verbtune.bench import SEEDS
 from verbtune.bench import run as run_bench
@@ -68,10 +70,21 @@ RATES = {
 }
 DEFAULT = " (documented rate)"
 ROWS_ONLY = "rows only"
+
+
+class KeysAndValuesOnly(deep._Parts):
+    """A deep prompt whose factors and shifts stay as they are."""
+
+    def __init__(self, start: Tensor, against: Any) -> None:
+        super().__init__(start, against)
+        self.deep.scale[..., -AROUND:, :] = 0
+
+
 DEEP_ABLATION: dict[str, dict[str, Any]] = {  # of the second opinion
     "second opinion of half the weight": {"SHARE": 0.5},
     "at most thirty steps": {"MOST_STEPS": 30},
     "steps of sixteen texts": {"BATCH_SIZE": 16},
+    "without factors and shifts": {"_Parts": KeysAndValuesOnly},
 }
 JOINT = "rows and soft tokens tuned together"
 ABLATION: dict[str, dict[str, Any]] = {  # of the rows

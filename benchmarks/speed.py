@@ -11,6 +11,7 @@ the generated part of `benchmarks/speed.md` and the charts. What the systems are
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import dataclasses
@@ -34,12 +35,13 @@ from typing import Any
 
 import click
 import torch
-from speed_report import BARS, FLOOR, HARNESS, OURS, PEFT, PLAIN, shown, write
+from speed_report import BARS, FLOOR, HARNESS, OPENPROMPT, OURS, PEFT, PLAIN, shown, write
 from speed_systems import (
     AFTER,
     IN_FRONT,
     TRAINING_BATCH,
     WORDS,
+    Job,
     PeftPrompt,
     build,
     classifier,
@@ -50,6 +52,7 @@ from speed_systems import (
     labels,
     lay_open,
     moved,
+    openprompt,
     plain_predict,
     score_candidates,
     train_epoch,
@@ -107,6 +110,7 @@ class Plan:
     streamed: tuple[int, int]
     device: str
     bf16: bool  # whether the processor has instructions for it
+    openprompt: str | None  # a Python that has it
 
     def n(self, profile: str, size: str = "small") -> int:
         """Texts of a round: a quarter as many for a base model, which takes eight times as long for each."""
@@ -126,6 +130,16 @@ def interleaved(systems: Mapping[str, Predict], rounds: int, device: str) -> Sec
             if number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+@contextlib.contextmanager
+def peers(plan: Plan, job: Job, texts: Sequence[str], work: str) -> Iterator[dict[str, Predict]]:
+    """OpenPrompt at work, if there is one and the LM is masked."""
+    if plan.openprompt is None or job.backbone.kind == "causal":
+        yield {}
+        return
+    with openprompt(plan.openprompt, job, texts) as ask:
+        yield {OPENPROMPT: functools.partial(ask, work)}
 
 
 def ratios(seconds: Seconds, over: str, under: str) -> list[float]:
@@ -188,7 +202,8 @@ def inference(plan: Plan) -> Iterator[Row]:
                 }
                 if plan.bf16:
                     systems[OURS_16] = functools.partial(clf16.predict, texts)
-                seconds = interleaved(systems, plan.rounds, plan.device)
+                with peers(plan, job, texts, "predict") as more:
+                    seconds = interleaved(systems | more, plan.rounds, plan.device)
                 words, _ = clf.compiled_.infer([{"text": text} for text in texts], clf.prompt_)
                 apart = float((words - floor_predict(job, texts)).abs().max())
                 agreed = (clf.predict(texts) == clf16.predict(texts)).mean()
@@ -197,6 +212,8 @@ def inference(plan: Plan) -> Iterator[Row]:
                 bar = "inference" if kind == "masked" else "shared prefix"
                 note = f"label words' logits at most {apart:.0e} from the floor's"
                 yield Row(bar, setting, ratios(seconds, FLOOR, OURS), main, len(texts), note)
+                if OPENPROMPT in seconds:
+                    yield Row("OpenPrompt", setting, ratios(seconds, OPENPROMPT, OURS))
                 if plan.bf16:
                     note = f"{agreed:.1%} of predictions as in fp32 (random weights)"
                     pair = {name: seconds[name] for name in (FLOOR, OURS_16)}
@@ -259,7 +276,8 @@ def training(plan: Plan) -> Iterator[Row]:
                     PLAIN: functools.partial(train_epoch, job, texts, bare=False),
                     PEFT: functools.partial(peft.train, texts),
                 }
-                seconds = interleaved(systems, plan.rounds, plan.device)
+                with peers(plan, job, texts, "train") as more:
+                    seconds = interleaved(systems | more, plan.rounds, plan.device)
                 peaks = {name: peak_megabytes(work, plan.device) for name, work in systems.items()}
                 setting = f"{size} {kind}, {profile}"
                 yield Row("training step", setting, ratios(seconds, FLOOR, OURS), seconds, n)
@@ -452,24 +470,44 @@ def main() -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", type=int, help="Rounds that count.  [default: 3, quick 2]")
+@click.option("--openprompt", help="The Python of an environment with OpenPrompt; speed.md says how to make one.")
 @click.option("--only", multiple=True, type=click.Choice([m.__name__ for m in MEASUREMENTS]), help="Repeatable.")
 def run(
-    quick: bool, sizes: tuple[str, ...], device: str, threads: int, rounds: int | None, only: tuple[str, ...]
+    quick: bool,
+    sizes: tuple[str, ...],
+    device: str,
+    threads: int,
+    rounds: int | None,
+    openprompt: str | None,
+    only: tuple[str, ...],
 ) -> None:
     """Measure, and write the record; with --only, into the record that is there."""
     torch.set_num_threads(threads)
     here = machine(device, threads, os.getloadavg()[0])
     bf16 = bool(here["bf16"]) or device.startswith("cuda")
     if quick:
-        plan = Plan(sizes, PROFILES[:1], rounds or 2, {"sentences": 64, "reviews": 16}, (1_000, 5_000), device, bf16)
+        plan = Plan(
+            sizes, PROFILES[:1], rounds or 2, {"sentences": 64, "reviews": 16}, (1_000, 5_000), device, bf16, openprompt
+        )
     else:
-        plan = Plan(sizes, PROFILES, rounds or 3, {"sentences": 128, "reviews": 32}, (100_000, 1_000_000), device, bf16)
+        plan = Plan(
+            sizes,
+            PROFILES,
+            rounds or 3,
+            {"sentences": 128, "reviews": 32},
+            (100_000, 1_000_000),
+            device,
+            bf16,
+            openprompt,
+        )
     path = RECORDS / f"speed{'-cuda' if device.startswith('cuda') else ''}{'-quick' if quick else ''}.json"
     old = json.loads(path.read_text()) if only and path.is_file() else {"rows": [], "skipped": {}}
     skipped, rows = dict(old["skipped"]), list(old["rows"])
-    if not importlib.util.find_spec("openprompt"):
-        skipped["OpenPrompt"] = "it needs transformers 4.30, which cannot be imported beside this package's"
     asked = [m for m in MEASUREMENTS if not only or m.__name__ in only]
+    if inference in asked:
+        skipped.pop(OPENPROMPT, None)
+        if openprompt is None:
+            skipped[OPENPROMPT] = "it needs transformers 4.30, so an environment of its own, which --openprompt names"
     if in_context in asked:
         skipped.pop(HARNESS, None)
         if not importlib.util.find_spec("lm_eval"):

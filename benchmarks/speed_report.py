@@ -12,6 +12,7 @@ from typing import Any
 from verbtune.plots import INK, MAIN_COLOR, OTHER_COLOR, figure
 
 FLOOR, OURS, PLAIN, PEFT, HARNESS = "floor", "verbtune", "plain loop", "PEFT prompt tuning", "lm-evaluation-harness"
+OPENPROMPT = "OpenPrompt"
 PAGE = Path(__file__).parent / "speed.md"
 GENERATED = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->)", re.DOTALL)
 CHARTS = {
@@ -40,6 +41,7 @@ class Bar:
 
 BARS = {
     "inference": Bar("masked LM, inference, fp32: examples/s beside the floor", 1.0, True),
+    "OpenPrompt": Bar("masked LM, inference, fp32: examples/s beside OpenPrompt", 3.0, True),
     "bf16": Bar("inference, bf16: examples/s beside the fp32 floor", 1.8, True),
     "bf16 agreement": Bar("bf16 predicts what fp32 predicts, built-in models", 0.99, True, ""),
     "shared prefix": Bar("causal LM, prompt in front, fp32: examples/s beside the floor", 1.5, True),

@@ -5,10 +5,12 @@ The job: 20 soft tokens, a text, " It was", and which of two words comes next. `
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
 import random
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -266,6 +268,41 @@ class PeftPrompt:
             self.job.loss(self.scores([texts[i] for i in index]), index).backward()
             optimizer.step()
             optimizer.zero_grad()
+
+
+@contextlib.contextmanager
+def openprompt(python: str, job: Job, texts: Sequence[str]) -> Iterator[Callable[[str], None]]:
+    """OpenPrompt in an environment of its own, with the same texts: a function that has it `predict` or `train`."""
+    config, vocabulary = job.model.config, job.backbone.tokenizer.get_vocab()
+    shape = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    script = Path(__file__).with_name("speed_openprompt.py")
+    process = subprocess.Popen(
+        [python, "-W", "ignore", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def ask(line: str) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        print(line, file=process.stdin, flush=True)
+        if not process.stdout.readline():
+            raise RuntimeError(f"OpenPrompt ended with status {process.wait()}; its message is above")
+
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
+        file.writelines(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.__getitem__))
+        file.flush()
+        asked = {
+            "texts": list(texts),
+            "vocabulary": file.name,
+            "config": {key: getattr(config, key) for key in shape},
+            "soft": SOFT,
+            "words": [WORDS[name] for name in sorted(WORDS)],
+            "limit": LIMIT,
+            "batch": CALLER_BATCH,
+            "training batch": TRAINING_BATCH,
+            "threads": torch.get_num_threads(),
+        }
+        ask(json.dumps(asked))
+        yield ask
+    process.communicate()
 
 
 @torch.inference_mode()

@@ -543,3 +543,22 @@ def test_the_embedding_table_has_real_tokens_only() -> None:
     padded.model.resize_token_embeddings(size + 24)
     close(padded.embedding_table(), tiny("bert").embedding_table(), rtol=0, atol=0)
     assert len(padded.embedding_table()) == size
+
+
+@pytest.mark.parametrize(
+    ("able", "dtype"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel(R) Xeon(R) Processor"}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "Intel(R) Xeon(R) Processor"}, torch.float32),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC"}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_bfloat16_is_chosen_where_a_cpu_is_quick_in_it(
+    able: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    tiny("bert").model.save_pretrained(tmp_path)
+    tiny("bert").tokenizer.save_pretrained(tmp_path)
+    assert Backbone.load(tmp_path, device="cpu").model.dtype == dtype

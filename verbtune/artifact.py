@@ -49,7 +49,7 @@ class Artifact:
     prompt : Tensor of shape (P, H) or None
         The learned vectors; for a pure prefix of a causal LM, the embeddings of the special tokens
         before them included, as PEFT wants.
-    deep : Tensor of shape (1, L, 2, A, D, E) or None
+    deep : Tensor of shape (1, L, 2, A, D + 2, E) or None
         The deep prompt.
     verbalizer : dict of str to Tensor
         What the verbalizer learned.

@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from .encode import Example
 
-__all__ = ["AroundAttention", "behind", "quick_gradients"]
+__all__ = ["AROUND", "AroundAttention", "behind", "quick_gradients"]
+
+AROUND = 2  # the last vectors of a deep prompt: a factor and a shift
 
 
 class AroundAttention(TorchFunctionMode):
@@ -34,36 +36,44 @@ class AroundAttention(TorchFunctionMode):
 
 
 def behind(deep: Tensor | None, examples: Sequence[Example]) -> contextlib.AbstractContextManager[Any]:
-    """While open, a batch is read with its deep prompts before the keys and values of every layer, in their order.
+    """While open, every layer reads a batch by its deep prompts.
+
+    The first D vectors of its keys, and values, stand before the text's own, which are multiplied by the next one. The
+    last one is added to the text's values, and to its queries: added to all keys it would change next to nothing.
 
     Parameters
     ----------
-    deep : Tensor of shape (K, L, 2, A, D, E), optional
+    deep : Tensor of shape (K, L, 2, A, D + 2, E), optional
     examples : sequence of Example, length B
     """
     if deep is None:
         return contextlib.nullcontext()
     if len(deep) > 1:
         deep = deep[[example.deep for example in examples]]
-    layers = iter(deep.movedim(0, 2))  # L times (2, B or 1, A, D, E)
+    n_before = deep.shape[4] - AROUND
+    layers = iter(deep.movedim(0, 2))  # L times (2, B or 1, A, D + 2, E)
 
-    def attend(attention: Callable[..., Tensor], query: Tensor, *pair: Tensor, **named: Any) -> Tensor:
-        before = next(layers).to(query.dtype)
+    def attend(attention: Callable[..., Tensor], query: Tensor, keys: Tensor, values: Tensor, **named: Any) -> Tensor:
+        together = next(layers).to(query.dtype)
+        before, (key_factor, factor), (query_shift, shift) = together.split([n_before, 1, 1], dim=3)
         mask = named.get("attn_mask")
         if mask is None and named.get("is_causal"):
-            mask = torch.ones(query.shape[2], pair[0].shape[2], dtype=torch.bool, device=query.device).tril()
+            mask = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool, device=query.device).tril()
         if mask is not None:
             seen = True if mask.dtype == torch.bool else 0.0
-            mask = F.pad(mask, (before.shape[3], 0), value=seen)  # (…, T, D + F)
-        keys, values = (torch.cat([_of_heads(b, x), x], dim=2) for b, x in zip(before, pair, strict=True))
+            mask = F.pad(mask, (n_before, 0), value=seen)  # (…, T, D + F)
+        query = query + _of_heads(query_shift, query)
+        keys = torch.cat([_of_heads(before[0], keys), keys * _of_heads(key_factor, keys)], dim=2)
+        values = values * _of_heads(factor, values) + _of_heads(shift, values)
+        values = torch.cat([_of_heads(before[1], values), values], dim=2)
         return attention(query, keys, values, **named | {"attn_mask": mask, "is_causal": False})
 
     return AroundAttention(attend)
 
 
-def _of_heads(before: Tensor, like: Tensor) -> Tensor:
-    """Keys or values (B, A, D, E) for as many rows and heads as others have: some models repeat theirs when masked."""
-    return before.repeat_interleave(like.shape[1] // before.shape[1], dim=1).expand(len(like), -1, -1, -1)
+def _of_heads(vectors: Tensor, like: Tensor) -> Tensor:
+    """Vectors (B, A, D, E) for as many rows and heads as others have: some models repeat theirs when masked."""
+    return vectors.repeat_interleave(like.shape[1] // vectors.shape[1], dim=1).expand(len(like), -1, -1, -1)
 
 
 def _attend_in_float(attention: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:

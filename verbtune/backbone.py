@@ -192,8 +192,8 @@ class Backbone:
         device : str, optional
             A torch device; default: the GPU if there is one.
         dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-            "auto" is bfloat16 on a GPU and on a CPU with AMX instructions, where it is about twice as fast,
-            and float32 elsewhere.
+            "auto" is bfloat16 on a GPU and on a CPU that has quick products in it (AMX, or AVX512-BF16 of AMD),
+            where it is about twice as fast, and float32 elsewhere.
         weights : bool, default=True
             Without them it can encode texts but not score words: all that the linter needs.
 
@@ -373,7 +373,7 @@ class Backbone:
         words : LabelWords
         prompt : Tensor of shape (P, H), optional
             The vectors at the soft slots.
-        deep : Tensor of shape (K, L, 2, A, D, E), optional
+        deep : Tensor of shape (K, L, 2, A, D + 2, E), optional
             Deep prompts, of which every example says its own.
         start : Start, optional
             What `encode_start` made of how the examples begin, for a causal LM.
@@ -692,10 +692,11 @@ _LOADING = threading.RLock()
 def _fast_in_bfloat16(device: str) -> bool:
     if device.startswith("cuda"):
         return True
-    # AVX512-BF16 alone does not do: products take 1.4 times as long there as in float32. Older versions of
-    # torch cannot tell.
+    # AVX512-BF16 alone does not do: on a Xeon kept to it products took 1.4 times as long as in float32, on an EPYC
+    # 0.3 times. Older versions of torch cannot tell.
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device == "cpu" and bool(able.get("amx_bf16"))
+    of_amd = able.get("avx512_bf16") and str(able.get("cpu_name")).startswith("AMD")
+    return device == "cpu" and bool(able.get("amx_bf16") or of_amd)
 
 
 def _kind_of(architecture: str) -> Kind | None:

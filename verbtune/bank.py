@@ -310,7 +310,7 @@ def _heard(
     Parameters
     ----------
     asked : sequence of (task, label words' pieces, soft prompt (P, H) or None, rows), length K
-    deep : Tensor of shape (K, L, 2, A, D, E), optional
+    deep : Tensor of shape (K, L, 2, A, D + 2, E), optional
         The tasks' deep prompts.
     """
     examples: list[Example] = []

@@ -1,6 +1,6 @@
 """Prompts: the vectors that are learned, and where they start.
 
-A `SoftPrompt` is `() → (P, H)`, a `DeepPrompt` `() → (1, L, 2, A, D, E)`: a frozen start plus a learned change
+A `SoftPrompt` is `() → (P, H)`, a `DeepPrompt` `() → (1, L, 2, A, D + 2, E)`: a frozen start plus a learned change
 that is zero at first, so that step 0 of training is the start itself. Only the sum is saved.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 __all__ = ["DeepPrompt", "SoftPrompt", "from_labels", "from_random", "from_vocabulary"]
 
+AROUND_UNIT = 0.3  # of a factor, which is 1 at the start, and of a shift
 REPARAMETERIZATIONS = ("direct", "mlp", "low_rank")
 
 
@@ -92,9 +93,14 @@ class SoftPrompt(nn.Module):
 
 
 class DeepPrompt(nn.Module):
-    """Keys and values that stand before those of every layer and take no positions (P-tuning v2, arXiv 2110.07602).
+    """What every layer's attention reads beside a text, and how it reads the text.
 
-    Each layer's keys, and its values, change in units of how much they differ at the start.
+    Keys and values stand before those of every layer and take no positions (P-tuning v2, arXiv 2110.07602). The text's
+    own are multiplied by a factor (as in (IA)³, arXiv 2205.05638), and values and queries are shifted; at the start
+    that changes nothing.
+
+    Each layer's keys, and its values, change in units of how much those of the prompt differ at the start; factors and
+    shifts in units of `AROUND_UNIT`.
 
     Parameters
     ----------
@@ -104,7 +110,7 @@ class DeepPrompt(nn.Module):
     Examples
     --------
     >>> DeepPrompt(torch.randn(6, 2, 12, 4, 32))().shape
-    torch.Size([1, 6, 2, 12, 4, 32])
+    torch.Size([1, 6, 2, 12, 6, 32])
     """
 
     start: Tensor
@@ -112,12 +118,15 @@ class DeepPrompt(nn.Module):
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
-        self.register_buffer("start", start.detach().clone())
-        self.register_buffer("scale", start.std(dim=(2, 3, 4), keepdim=True))  # (L, 2, 1, 1, 1)
-        self.theta = nn.Parameter(torch.zeros_like(start))  # (L, 2, A, D, E)
+        factor = torch.ones_like(start[..., :1, :])  # (L, 2, A, 1, E)
+        unit = start.std(dim=(2, 3, 4), keepdim=True).expand(-1, -1, -1, start.shape[3], -1)  # (L, 2, 1, D, 1)
+        around = torch.full_like(unit[..., :1, :], AROUND_UNIT)  # (L, 2, 1, 1, 1)
+        self.register_buffer("start", torch.cat([start.detach(), factor, 0 * factor], dim=3))  # (L, 2, A, D + 2, E)
+        self.register_buffer("scale", torch.cat([unit, around, around], dim=3))  # (L, 2, 1, D + 2, 1)
+        self.theta = nn.Parameter(torch.zeros_like(self.start))
 
     def forward(self) -> Tensor:
-        """One deep prompt, of shape (1, L, 2, A, D, E)."""
+        """One deep prompt, of shape (1, L, 2, A, D + 2, E), as `attention.behind` takes it."""
         together: Tensor = (self.start + self.scale * self.theta)[None]
         return together
 
