@@ -82,7 +82,7 @@ def write(folder: Path, artifact: Artifact) -> None:
     if artifact.prompt is not None:
         files[PROMPT_FILE] = safetensors.torch.save({"prompt_embeddings": artifact.prompt.contiguous()})
     if artifact.deep is not None:
-        files[DEEP_FILE] = safetensors.torch.save({"keys_and_values": artifact.deep.contiguous()})
+        files[DEEP_FILE] = safetensors.torch.save({"deep_prompt": artifact.deep.contiguous()})
     if artifact.verbalizer:
         files[VERBALIZER_FILE] = safetensors.torch.save({k: v.contiguous() for k, v in artifact.verbalizer.items()})
     if artifact.peft:
@@ -171,7 +171,7 @@ def read(folder: Path) -> Artifact:
     try:
         task = Task.from_text(files[TASK_FILE], source=str(folder / TASK_FILE))
         prompt = safetensors.torch.load(files[PROMPT_FILE])["prompt_embeddings"] if PROMPT_FILE in files else None
-        deep = safetensors.torch.load(files[DEEP_FILE])["keys_and_values"] if DEEP_FILE in files else None
+        deep = safetensors.torch.load(files[DEEP_FILE])["deep_prompt"] if DEEP_FILE in files else None
         verbalizer = safetensors.torch.load(files[VERBALIZER_FILE]) if VERBALIZER_FILE in files else {}
     except (SafetensorError, KeyError, TaskError) as error:
         raise ArtifactError(f"{folder}: damaged ({error}); save the classifier again") from None
