@@ -151,7 +151,6 @@ def written() -> str:
         f"is fitted to {SHOTS} texts a class, drawn by the seeds {', '.join(map(str, SEEDS))}; the threshold of "
         "`reject_at` comes from these texts alone. At most 300 test texts a set, of every class in proportion. Of "
         "clinc150, the texts of the 150 intents are trained on; its rows `out of scope` belong to no class.",
-        "Measured on 2026-11-22 with the rows only, before there was a deep prompt.",
     ]
     for model in MODELS:
         if records := recorded(model):

@@ -133,7 +133,7 @@ def interleaved(systems: Mapping[str, Predict], rounds: int, device: str) -> Sec
 
 
 @contextlib.contextmanager
-def peers(plan: Plan, job: Job, texts: Sequence[str], work: str) -> Iterator[dict[str, Predict]]:
+def elsewhere(plan: Plan, job: Job, texts: Sequence[str], work: str) -> Iterator[dict[str, Predict]]:
     """OpenPrompt at work, if there is one and the LM is masked."""
     if plan.openprompt is None or job.backbone.kind == "causal":
         yield {}
@@ -202,7 +202,7 @@ def inference(plan: Plan) -> Iterator[Row]:
                 }
                 if plan.bf16:
                     systems[OURS_16] = functools.partial(clf16.predict, texts)
-                with peers(plan, job, texts, "predict") as more:
+                with elsewhere(plan, job, texts, "predict") as more:
                     seconds = interleaved(systems | more, plan.rounds, plan.device)
                 words, _ = clf.compiled_.infer([{"text": text} for text in texts], clf.prompt_)
                 apart = float((words - floor_predict(job, texts)).abs().max())
@@ -276,7 +276,7 @@ def training(plan: Plan) -> Iterator[Row]:
                     PLAIN: functools.partial(train_epoch, job, texts, bare=False),
                     PEFT: functools.partial(peft.train, texts),
                 }
-                with peers(plan, job, texts, "train") as more:
+                with elsewhere(plan, job, texts, "train") as more:
                     seconds = interleaved(systems | more, plan.rounds, plan.device)
                 peaks = {name: peak_megabytes(work, plan.device) for name, work in systems.items()}
                 setting = f"{size} {kind}, {profile}"
@@ -485,21 +485,10 @@ def run(
     torch.set_num_threads(threads)
     here = machine(device, threads, os.getloadavg()[0])
     bf16 = bool(here["bf16"]) or device.startswith("cuda")
-    if quick:
-        plan = Plan(
-            sizes, PROFILES[:1], rounds or 2, {"sentences": 64, "reviews": 16}, (1_000, 5_000), device, bf16, openprompt
-        )
-    else:
-        plan = Plan(
-            sizes,
-            PROFILES,
-            rounds or 3,
-            {"sentences": 128, "reviews": 32},
-            (100_000, 1_000_000),
-            device,
-            bf16,
-            openprompt,
-        )
+    profiles, rounds = (PROFILES[:1], rounds or 2) if quick else (PROFILES, rounds or 3)
+    texts = {"sentences": 64, "reviews": 16} if quick else {"sentences": 128, "reviews": 32}
+    streamed = (1_000, 5_000) if quick else (100_000, 1_000_000)
+    plan = Plan(sizes, profiles, rounds, texts, streamed, device, bf16, openprompt)
     path = RECORDS / f"speed{'-cuda' if device.startswith('cuda') else ''}{'-quick' if quick else ''}.json"
     old = json.loads(path.read_text()) if only and path.is_file() else {"rows": [], "skipped": {}}
     skipped, rows = dict(old["skipped"]), list(old["rows"])

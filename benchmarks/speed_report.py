@@ -102,15 +102,15 @@ def conditions(record: dict[str, Any]) -> str:
 
 def by_machine(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Rows by a letter for the processor, and the number of threads, that they were measured with."""
-    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(_machine_key(row), []).append(row)
     return {chr(ord("A") + i): found[key] for i, key in enumerate(sorted(found))}
 
 
-def _machine_key(row: dict[str, Any]) -> tuple[str, str, int]:
+def _machine_key(row: dict[str, Any]) -> tuple[Any, ...]:
     machine = row["machine"]
-    return machine["processor"], machine["device"], machine["threads"]
+    return machine["processor"], tuple(machine["bf16"]), machine["device"], machine["threads"]
 
 
 def bars_table(rows: Sequence[dict[str, Any]]) -> str:
