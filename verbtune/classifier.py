@@ -92,10 +92,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Text classification by prompt tuning on a frozen masked or causal language model.
 
     What is learned are a row for every class, which starts at the manual prompt, and a prompt. The rows are fitted with
-    the prompt as it is; then a deep prompt is tuned as a second opinion beside the rows: for every layer keys and values
-    before those of the text, and by what the text's own change. Cross-validation inside the training texts says what
-    the rows read, how far they leave the manual prompt, how much the second opinion weighs, and at which temperature
-    scores become probabilities.
+    the prompt as it is; then a deep prompt is tuned as a second opinion beside the rows: for every layer keys and
+    values before those of the text, and a factor and a shift for the text's own. Cross-validation inside the training
+    texts says what the rows read, how far they leave the manual prompt, how much the second opinion weighs, and at
+    which temperature scores become probabilities.
 
     Parameters
     ----------

@@ -33,7 +33,8 @@ __all__ = ["SecondOpinion", "second_opinion"]
 Array = NDArray[np.float64]
 
 LENGTH = 4
-STEPS = 8.0  # times the square root of how many texts there are: 23 for 8, 78 for 96
+STEPS = 8.0  # times the square root of how many texts there are: 45 for 32, 78 for 96
+MOST_STEPS_A_TEXT = 2
 MOST_STEPS = 300
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 8
@@ -145,7 +146,7 @@ def second_opinion(
             [len(cropped[i].ids) for i in inside],
             prompt=None,
             learning_rate=LEARNING_RATE,
-            steps=min(round(STEPS * len(inside) ** 0.5), MOST_STEPS) * (2 if many else 1),
+            steps=_steps(len(inside)) * (2 if many else 1),
             batch_size=BATCH_SIZE,
             warmup=0.1,
             weight_decay=0.01,
@@ -181,6 +182,10 @@ def second_opinion(
     # As it is saved: a file of half the size, and the same answers after loading.
     deep = parts.deep().half()
     return SecondOpinion(deep, beside, beside * parts.bias.double().cpu().numpy()), calibration, history
+
+
+def _steps(n: int) -> int:
+    return min(round(STEPS * n**0.5), MOST_STEPS_A_TEXT * n, MOST_STEPS)
 
 
 def _interrupted(first: Calibration) -> tuple[None, Calibration, History]:
