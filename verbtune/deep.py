@@ -7,6 +7,7 @@ With few texts that helps much or little, so both are heard alike, until texts t
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -185,7 +186,7 @@ def second_opinion(
 
 
 def _steps(n: int) -> int:
-    return min(round(STEPS * n**0.5), MOST_STEPS_A_TEXT * n, MOST_STEPS)
+    return min(round(STEPS * math.sqrt(n)), MOST_STEPS_A_TEXT * n, MOST_STEPS)
 
 
 def _interrupted(first: Calibration) -> tuple[None, Calibration, History]:
