@@ -470,7 +470,11 @@ def main() -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", type=int, help="Rounds that count.  [default: 3, quick 2]")
-@click.option("--openprompt", help="The Python of an environment with OpenPrompt; speed.md says how to make one.")
+@click.option(
+    "--openprompt",
+    type=click.Path(exists=True, dir_okay=False),
+    help="The Python of an environment with OpenPrompt; speed.md says how to make one.",
+)
 @click.option("--only", multiple=True, type=click.Choice([m.__name__ for m in MEASUREMENTS]), help="Repeatable.")
 def run(
     quick: bool,

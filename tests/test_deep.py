@@ -166,7 +166,12 @@ def test_it_starts_as_what_the_lm_makes_of_tokens() -> None:
     with torch.no_grad():
         backbone.model(input_ids=ids, past_key_values=cache, use_cache=True)
     wanted = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
-    close(DeepPrompt(backbone.keys_and_values(backbone.embed(ids[0])))()[0, :, :, :, :3].detach(), wanted)
+    before, factor, shift = (
+        DeepPrompt(backbone.keys_and_values(backbone.embed(ids[0])))()[0].detach().split([3, 1, 1], 3)
+    )
+    close(before, wanted)
+    assert (factor == 1).all()
+    assert (shift == 0).all()
 
 
 def test_attention_that_is_not_pytorchs_is_refused_in_one_line() -> None:

@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 
 LENGTH = 4
 STEPS = 8.0  # times the square root of how many texts there are: 45 for 32, 78 for 96
-MOST_STEPS_A_TEXT = 2
+MOST_STEPS_A_TEXT = 2  # of fewer than sixteen
 MOST_STEPS = 300
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 8
