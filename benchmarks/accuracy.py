@@ -60,7 +60,7 @@ STEPS = 100
 SOFT_PROMPT = METHODS["soft-prompt"]  # as the bench has it; `register` puts another one in its place
 FROZEN = ("tfidf", "zero-shot+batch", "linear-probe", "linear-probe+text", "verbtune")
 RATES = {
-    "soft-prompt": (5e-3, 2e-2, 1e-1),
+    "soft-prompt": (5e-3, 2e-2, 1e-1, 3e-1, 1.0),
     "lora": (3e-4, 1e-3, 3e-3),
     "fine-tuning": (2e-5, 5e-5, 2e-4),
     "peft prompt-tuning": (3e-3, 3e-2, 3e-1),

@@ -142,9 +142,9 @@ def elsewhere(plan: Plan, job: Job, texts: Sequence[str], work: str) -> Iterator
         yield {OPENPROMPT: functools.partial(ask, work)}
 
 
-def ratios(seconds: Seconds, over: str, under: str) -> list[float]:
-    """A system's seconds over those of another, round by round."""
-    return [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
+def ratios(measured: Mapping[str, Sequence[float]], over: str, under: str) -> list[float]:
+    """A system's seconds, or megabytes, over those of another, round by round."""
+    return [a / b for a, b in zip(measured[over], measured[under], strict=True)]
 
 
 def peak_megabytes(work: Predict, device: str) -> float:
@@ -278,11 +278,14 @@ def training(plan: Plan) -> Iterator[Row]:
                 }
                 with elsewhere(plan, job, texts, "train") as more:
                     seconds = interleaved(systems | more, plan.rounds, plan.device)
-                peaks = {name: peak_megabytes(work, plan.device) for name, work in systems.items()}
                 setting = f"{size} {kind}, {profile}"
                 yield Row("training step", setting, ratios(seconds, FLOOR, OURS), seconds, n)
-                note = ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
-                yield Row("training memory", setting, [peaks[OURS] / peaks[FLOOR]], note=note)
+                peaks: dict[str, list[float]] = {name: [] for name in systems}
+                for _ in range(plan.rounds):
+                    for name, work in systems.items():
+                        peaks[name].append(peak_megabytes(work, plan.device))
+                note = ", ".join(f"{name} {statistics.median(each):.0f} MB" for name, each in peaks.items())
+                yield Row("training memory", setting, ratios(peaks, OURS, FLOOR), note=note)
 
 
 def text_cache(plan: Plan) -> Iterator[Row]:
