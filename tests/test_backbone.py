@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import copy
 import pickle
 from pathlib import Path
@@ -322,6 +323,66 @@ def test_what_halving_cannot_help_is_raised(masked: Backbone, monkeypatch: pytes
         made.infer(ROWS)
 
 
+# -- what nobody reads is not computed ---------------------------------------------------------------------------------
+
+
+def without_sparing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbtune.backbone, "only_at", lambda layer, answers: contextlib.nullcontext())
+
+
+def test_behind_its_attention_the_last_layer_takes_the_answers_only(backbone: Backbone) -> None:
+    if "Deberta" in type(backbone.model).__name__:  # attention of its own
+        assert not backbone._last_is_apart
+        return
+    made, examples = compiled(backbone)
+    sizes: list[int] = []
+    last = [m for m in backbone._layers[-1].modules() if m._parameters]
+    hooks = [m.register_forward_hook(lambda module, args, output: sizes.append(args[0].numel())) for m in last]
+    try:
+        with torch.no_grad():
+            backbone.word_scores(examples, made.words)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    widest = max(size for m in last for weight in m._parameters.values() if weight is not None for size in weight.shape)
+    longest = max(len(e.ids) for e in examples)
+    assert max(sizes) >= len(examples) * longest * backbone.width  # what leads to keys and values
+    assert sizes[-1] <= len(examples) * widest
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_length": 3}], ids=["manual", "soft"])
+def test_it_says_the_same_as_whole(
+    backbone: Backbone, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores, states and gradient; padded, and behind a start that all examples share."""
+
+    def asked() -> list[Tensor]:
+        made, examples, prompt = soft(backbone, **options)
+        prompt = prompt.detach().requires_grad_()
+        scores, states = backbone.word_scores(examples, made.words, prompt)
+        (scores.log_softmax(1)[:, 0].sum() + states.square().mean()).backward()
+        gradient = torch.zeros(0) if prompt.grad is None else prompt.grad
+        return [scores, states, gradient, *backbone.infer(examples, made.words, prompt, n_prefix=made.layout.n_prefix)]
+
+    found = asked()
+    without_sparing(monkeypatch)
+    for a, b in zip(found, asked(), strict=True):
+        close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_one_layer_is_read_whole() -> None:
+    config = tf.BertConfig(
+        vocab_size=len(tiny("bert").tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    backbone = Backbone(tf.BertForMaskedLM(config), tiny("bert").tokenizer)
+    made, examples = compiled(backbone)
+    ids = made.encode(ROWS[:1])[0]
+    masked = list(ids.ids)
+    masked[ids.answer] = backbone.tokenizer.mask_token_id
+    rows = [pieces[0] for pieces in made.words.pieces]
+    close(backbone.infer(examples, made.words)[0][0], plain_logits(backbone, masked)[ids.answer, rows])
+
+
 # -- nothing changed, nothing left behind ------------------------------------------------------------------------------
 
 
@@ -334,7 +395,7 @@ def test_the_model_is_as_before_a_call(backbone: Backbone, task: Task) -> None:
     made, examples, prompt = soft(backbone, task, prompt_length=2)
     backbone.word_scores(examples, made.words, prompt.requires_grad_())[0].sum().backward()
     assert model.get_output_embeddings() is head
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(plain_logits(backbone, ids), before)
     assert model.state_dict().keys() == bits.keys()
     assert all(torch.equal(v, bits[k]) for k, v in model.state_dict().items())
@@ -342,7 +403,8 @@ def test_the_model_is_as_before_a_call(backbone: Backbone, task: Task) -> None:
     assert not model.training
 
 
-def test_the_model_is_as_before_after_an_exception(backbone: Backbone) -> None:
+@pytest.mark.parametrize("at", [0, -1], ids=["the first layer", "the last layer"])
+def test_the_model_is_as_before_after_an_exception(backbone: Backbone, at: int) -> None:
     made, _ = compiled(backbone)
     head = backbone.model.get_output_embeddings()
     expected = made.infer(ROWS)[0]
@@ -350,14 +412,15 @@ def test_the_model_is_as_before_after_an_exception(backbone: Backbone) -> None:
     def fail(*args: Any) -> None:
         raise RuntimeError("in the middle")
 
-    hook = next(m for m in backbone.model.modules() if "Layer" in type(m).__name__).register_forward_hook(fail)
+    hook = list(backbone._layers[at].modules())[-1].register_forward_hook(fail)
     try:
         with pytest.raises(RuntimeError, match="in the middle"):
             made.infer(ROWS)
     finally:
         hook.remove()
     assert backbone.model.get_output_embeddings() is head
-    assert not any(module._forward_hooks for module in backbone.model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.model.modules())
+    assert torch._C._len_torch_function_stack() == 0  # no attention is replaced
     assert torch.equal(made.infer(ROWS)[0], expected)
 
 

@@ -1,22 +1,23 @@
 """PyTorch's attention, whatever model calls it, with something before or around it.
 
-Deep prompts come in here, and gradients get faster here, without a line for any architecture.
+Deep prompts come in here, gradients get faster here, and a layer is spared what nobody reads of it, without a line
+for any architecture.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .encode import Example
 
-__all__ = ["AROUND", "AroundAttention", "behind", "quick_gradients"]
+__all__ = ["AROUND", "AroundAttention", "behind", "only_at", "quick_gradients"]
 
 AROUND = 2  # the last vectors of a deep prompt: a factor and a shift
 
@@ -95,3 +96,76 @@ def quick_gradients(device: torch.device) -> contextlib.AbstractContextManager[A
     if device.type == "cpu" and torch.is_grad_enabled():
         return AroundAttention(_attend_in_float)
     return contextlib.nullcontext()
+
+
+class _Reached(Exception):
+    """Attention is reached."""
+
+
+@contextlib.contextmanager
+def only_at(layer: nn.Module, answers: Tensor) -> Iterator[None]:
+    """While open, a layer gives its states at `answers` (B, 1) only, and zeros elsewhere.
+
+    Its keys and values take all positions, what comes behind its attention takes the answers'. So it runs up to its
+    attention, and once more on the answers' states, where attention takes the queries, keys and values of the first
+    time. It has to call PyTorch's attention once; a cache that it extends is of no more use.
+    """
+    open_modes: list[AroundAttention] = []
+    size = 0
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal size
+        seen: list[Any] = []
+
+        def stop(attention: Callable[..., Tensor], *tensors: Tensor, **named: Any) -> Tensor:
+            seen.extend((*tensors, named))
+            raise _Reached
+
+        with contextlib.suppress(_Reached), AroundAttention(stop):
+            module.forward(*args, **kwargs)
+        query, keys, values, named = seen
+        size = query.shape[2]
+        mask = named.get("attn_mask")
+        if mask is None and named.get("is_causal"):
+            mask = torch.arange(keys.shape[2], device=answers.device) <= answers[..., None, None]  # (B, 1, 1, T)
+        elif mask is not None and mask.shape[2] > 1:
+            mask = _rows(mask.expand(len(answers), -1, -1, -1), answers)  # (B, …, 1, F + T)
+        query = _rows(query, answers)  # (B, A, 1, E)
+
+        def attend(attention: Callable[..., Tensor], *_: Tensor, **__: Any) -> Tensor:
+            return attention(query, keys, values, **named | {"attn_mask": mask, "is_causal": False})
+
+        open_modes.append(AroundAttention(attend))
+        open_modes[-1].__enter__()
+        return _at(args, size, answers), {name: _at(value, size, answers) for name, value in kwargs.items()}
+
+    def end(module: nn.Module, args: Any, output: Any) -> Any:
+        open_modes.pop().__exit__(None, None, None)
+        states = output[0] if isinstance(output, tuple) else output  # (B, 1, H)
+        width = states.shape[2]
+        whole = states.new_zeros(len(states), size, width).scatter(1, answers[..., None].expand(-1, -1, width), states)
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    hooks = [layer.register_forward_pre_hook(begin, with_kwargs=True), layer.register_forward_hook(end)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        while open_modes:
+            open_modes.pop().__exit__(None, None, None)
+
+
+def _at(value: Any, size: int, answers: Tensor) -> Any:
+    """An argument of a layer, at the answers (B, 1) only if it is of as many positions (B or 1, T, …)."""
+    if isinstance(value, tuple):
+        return tuple(_at(v, size, answers) for v in value)
+    if not isinstance(value, Tensor) or value.dim() not in (2, 3) or value.shape[1] != size:
+        return value
+    batch = torch.arange(len(answers), device=answers.device)[:, None]  # (B, 1)
+    return value.expand(len(answers), *value.shape[1:])[batch, answers]
+
+
+def _rows(tensor: Tensor, answers: Tensor) -> Tensor:
+    """The rows (B, A, 1, E) of a tensor (B, A, T, E) at the answers (B, 1)."""
+    return tensor.gather(2, answers[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))

@@ -1,8 +1,8 @@
 """The frozen language model: loading it, and asking it for label words, nothing more.
 
 Only what is needed is computed. The output matrix is replaced, for the length of a call, by the rows
-of the label words; the head runs at the answers only; and for a causal LM the stretch that all
-examples start with becomes keys and values once. All of it goes through transformers' public
+of the label words; the head, and the last layer behind its attention, run at the answers only; and for a
+causal LM the stretch that all examples start with becomes keys and values once. All of it goes through transformers' public
 interfaces (`inputs_embeds`, `past_key_values`, output embeddings) and PyTorch's hooks.
 """
 
@@ -35,7 +35,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .attention import AroundAttention, behind, quick_gradients
+from .attention import AroundAttention, behind, only_at, quick_gradients
 from .builtin import builtin_path
 from .encode import Batch, Example, collate
 from .verbalizer import LabelWords
@@ -301,16 +301,34 @@ class Backbone:
             return int(self.model.get_output_embeddings().weight.shape[1])
 
     @functools.cached_property
-    def _text_layer(self) -> nn.Module:
-        """The layer whose states of the texts' tokens are averaged."""
+    def _layers(self) -> nn.ModuleList:
         depth = self.model.config.get_text_config().num_hidden_layers
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == depth:
-                # Texts are told apart best at five sixths; the last layers serve the prediction of words.
-                layer: nn.Module = module[max(1, 5 * depth // 6) - 1]
-                return layer
+                return module
         name = self.name or type(self.model).__name__
         raise BackboneError(f"{name}: no list of {depth} layers in it; this architecture is not supported")
+
+    @property
+    def _text_layer(self) -> nn.Module:
+        """The layer whose states of the texts' tokens are averaged."""
+        # Texts are told apart best at five sixths; the last layers serve the prediction of words.
+        return self._layers[max(1, 5 * len(self._layers) // 6) - 1]
+
+    @functools.cached_property
+    def _last_is_apart(self) -> bool:
+        """Whether only the answer's state is read off the last layer, and the layers call PyTorch's attention."""
+        if self._layers[-1] is self._text_layer:
+            return False
+        called: list[int] = []
+
+        def count(attention: Callable[..., Tensor], *args: Any, **named: Any) -> Tensor:
+            called.append(1)
+            return attention(*args, **named)
+
+        with self._lock, torch.no_grad(), AroundAttention(count):
+            self.model.base_model(inputs_embeds=self.embed(torch.zeros(1, 1, dtype=torch.long)))
+        return len(called) == len(self._layers)
 
     @property
     def state_width(self) -> int:
@@ -533,7 +551,9 @@ class Backbone:
         if self.kind == "causal":
             inputs["use_cache"] = "past_key_values" in inputs
         head = self._head(rows)
-        with self._only_at(batch.answers, head), quick_gradients(self.device), behind(deep, examples):
+        apart = not keep and batch.answers.shape[1] == 1 and self._last_is_apart
+        spared = only_at(self._layers[-1], batch.answers) if apart else contextlib.nullcontext()
+        with self._only_at(batch.answers, head), quick_gradients(self.device), behind(deep, examples), spared:
             # Where no answer or text sees padding no mask is passed: attention then takes its faster kernel.
             unseen = known if self.kind == "causal" else attention  # padding is on the right
             output = self.model(
