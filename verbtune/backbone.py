@@ -1,9 +1,9 @@
 """The frozen language model: loading it, and asking it for label words, nothing more.
 
 Only what is needed is computed. The output matrix is replaced, for the length of a call, by the rows
-of the label words; the head, and the last layer behind its attention, run at the answers only; and for a
-causal LM the stretch that all examples start with becomes keys and values once. All of it goes through transformers' public
-interfaces (`inputs_embeds`, `past_key_values`, output embeddings) and PyTorch's hooks.
+of the label words; the head, and the last layer behind its attention, run at the answers only; and for
+a causal LM the stretch that all examples start with becomes keys and values once. All of it goes through
+transformers' public interfaces (`inputs_embeds`, `past_key_values`, output embeddings) and PyTorch's hooks.
 """
 
 from __future__ import annotations
