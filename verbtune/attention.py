@@ -110,7 +110,7 @@ def only_at(layer: nn.Module, answers: Tensor) -> Iterator[None]:
     attention, and once more on the answers' states, where attention takes the queries, keys and values of the first
     time. It has to call PyTorch's attention once; a cache that it extends is of no more use.
     """
-    open_modes: list[AroundAttention] = []
+    replaced = contextlib.ExitStack()
     size = 0
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -135,25 +135,23 @@ def only_at(layer: nn.Module, answers: Tensor) -> Iterator[None]:
         def attend(attention: Callable[..., Tensor], *_: Tensor, **__: Any) -> Tensor:
             return attention(query, keys, values, **named | {"attn_mask": mask, "is_causal": False})
 
-        open_modes.append(AroundAttention(attend))
-        open_modes[-1].__enter__()
+        replaced.enter_context(AroundAttention(attend))
         return _at(args, size, answers), {name: _at(value, size, answers) for name, value in kwargs.items()}
 
     def end(module: nn.Module, args: Any, output: Any) -> Any:
-        open_modes.pop().__exit__(None, None, None)
+        replaced.close()
         states = output[0] if isinstance(output, tuple) else output  # (B, 1, H)
         width = states.shape[2]
         whole = states.new_zeros(len(states), size, width).scatter(1, answers[..., None].expand(-1, -1, width), states)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     hooks = [layer.register_forward_pre_hook(begin, with_kwargs=True), layer.register_forward_hook(end)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        while open_modes:
-            open_modes.pop().__exit__(None, None, None)
+    with replaced:  # if the layer fails
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _at(value: Any, size: int, answers: Tensor) -> Any:
