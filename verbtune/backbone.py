@@ -327,7 +327,7 @@ class Backbone:
             return attention(*args, **named)
 
         with self._lock, torch.no_grad(), AroundAttention(count):
-            self.model.base_model(inputs_embeds=self.embed(torch.zeros(1, 1, dtype=torch.long)))
+            self.model(inputs_embeds=self.embed(torch.zeros(1, 1, dtype=torch.long)))
         return len(called) == len(self._layers)
 
     @property
