@@ -108,6 +108,7 @@ class Plan:
     rounds: int
     texts: dict[str, int]  # of each profile, for a small model
     streamed: tuple[int, int]
+    tasks: int  # of a bank
     device: str
     bf16: bool  # whether the processor has instructions for it
     openprompt: str | None  # a Python that has it
@@ -352,10 +353,10 @@ def task_bank(plan: Plan) -> Iterator[Row]:
 
 
 def many_tasks(plan: Plan) -> Iterator[Row]:
-    """A thousand saved classifiers, each with rows and a deep prompt, on one LM."""
+    """A thousand saved classifiers (quick: a hundred), each with rows and a deep prompt, on one LM."""
     from verbtune.bank import TaskBank
 
-    count = 1000
+    count = plan.tasks
     backbone = build("masked", "small", plan.device)
     bank = TaskBank(backbone)
     texts = draw_texts("sentences", count, backbone.tokenizer)
@@ -472,7 +473,7 @@ def main() -> None:
 )
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--rounds", type=int, help="Rounds that count.  [default: 3, quick 2]")
+@click.option("--rounds", type=int, help="Rounds that count.  [default: 3, quick 1]")
 @click.option(
     "--openprompt",
     type=click.Path(exists=True, dir_okay=False),
@@ -492,10 +493,10 @@ def run(
     torch.set_num_threads(threads)
     here = machine(device, threads, os.getloadavg()[0])
     bf16 = bool(here["bf16"]) or device.startswith("cuda")
-    profiles, rounds = (PROFILES[:1], rounds or 2) if quick else (PROFILES, rounds or 3)
+    profiles, rounds = (PROFILES[:1], rounds or 1) if quick else (PROFILES, rounds or 3)
     texts = {"sentences": 64, "reviews": 16} if quick else {"sentences": 128, "reviews": 32}
     streamed = (1_000, 5_000) if quick else (100_000, 1_000_000)
-    plan = Plan(sizes, profiles, rounds, texts, streamed, device, bf16, openprompt)
+    plan = Plan(sizes, profiles, rounds, texts, streamed, 100 if quick else 1000, device, bf16, openprompt)
     path = RECORDS / f"speed{'-cuda' if device.startswith('cuda') else ''}{'-quick' if quick else ''}.json"
     old = json.loads(path.read_text()) if only and path.is_file() else {"rows": [], "skipped": {}}
     skipped, rows = dict(old["skipped"]), list(old["rows"])
