@@ -57,6 +57,8 @@ MANY_CLASSES = ("banking77", "clinc150")  # trained methods take hours there, an
 RATE_SETS = ("sst2", "trec6")
 RATE_SEED = 7
 STEPS = 100
+EPOCHS = 10  # no fewer: of more than 160 texts these are more steps
+TEXTS_A_STEP = 16
 SOFT_PROMPT = METHODS["soft-prompt"]  # as the bench has it; `register` puts another one in its place
 FROZEN = ("tfidf", "zero-shot+batch", "linear-probe", "linear-probe+text", "verbtune")
 RATES = {
@@ -115,23 +117,35 @@ GENERATED = re.compile(r"(<!-- (?P<name>[\w-]+) -->\n).*?(<!-- /(?P=name) -->)",
 
 
 def trained(method: str, rate: float) -> Factory:
-    """A method that takes gradient steps, at a learning rate."""
+    """A method that takes gradient steps, at a learning rate: `STEPS`, or `EPOCHS` where that is more."""
 
     def make(task: Task, lm: Backbone, seed: int, prompt_length: int | None) -> Any:
         if method in ("lora", "fine-tuning"):
             kind = "lora" if method == "lora" else "full"
-            return FineTuned(task, model=lm, method=kind, learning_rate=rate, steps=STEPS, random_state=seed)
+            return FineTuned(task, model=lm, method=kind, learning_rate=rate, random_state=seed)
         if method == "soft-prompt":
-            return SOFT_PROMPT(task, lm, seed, prompt_length).set_params(learning_rate=rate, steps=STEPS)
+            return SOFT_PROMPT(task, lm, seed, prompt_length).set_params(learning_rate=rate)
         import peers
 
         if method == "setfit":
             return peers.SetFit(task, model=lm, learning_rate=rate, random_state=seed)
         kind = peers.PeftHead if lm.kind == "masked" else peers.PeftWords
-        asked = {"method": method.removeprefix("peft "), "learning_rate": rate, "steps": STEPS, "random_state": seed}
+        asked = {"method": method.removeprefix("peft "), "learning_rate": rate, "random_state": seed}
         return kind(task, model=lm, **asked | ({} if prompt_length is None else {"n_tokens": prompt_length}))
 
-    return make
+    def make_for_any_number(task: Task, lm: Backbone, seed: int, prompt_length: int | None) -> Any:
+        clf = make(task, lm, seed, prompt_length)
+        fit = clf.fit
+
+        def fit_long_enough(X: Any, y: Any) -> Any:
+            clf.set_params(steps=max(STEPS, math.ceil(EPOCHS * len(X) / TEXTS_A_STEP)))
+            return fit(X, y)
+
+        if "steps" in clf.get_params():  # SetFit has rules of its own
+            clf.fit = fit_long_enough
+        return clf
+
+    return make_for_any_number
 
 
 def documented(method: str) -> float:
@@ -442,7 +456,8 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
 def draw(kind: str) -> None:
     """Accuracy by texts a class, by the prompt's length, and by trained numbers."""
     frozen, lengths, trained = (measured(group, kind) for group in ("frozen", "length", "trained"))
-    curves = by_x(frozen, CURVE_SETS, lambda r: (r["method"], r["shots"]))
+    every = [r for r in frozen + trained if not r["method"].endswith(DEFAULT)]
+    curves = by_x(every, CURVE_SETS, lambda r: (r["method"], r["shots"]))
     save(curves, f"accuracy-shots-{kind}", "texts a class", logarithmic=True)
     places: dict[str, tuple[str, float | None]] = {named(m, n): (m, n) for m, ns in LENGTHS.items() for n in ns}
     places["verbtune"] = ("verbtune", deep.LENGTH)
