@@ -394,6 +394,11 @@ def test_fine_tuning_of_an_lm_in_16_bits_trains_in_32(task) -> None:
     made = baselines.make("fine-tuning", task, shared, seed=0).set_params(steps=2)
     made.fit([{"text": "great"}, {"text": "bad"}], ["positive", "negative"])
     assert made.compiled_.backbone.model.dtype == torch.float32
+    trained = made.compiled_.backbone.model.state_dict()["bert.embeddings.word_embeddings.weight"]
+    assert not torch.equal(trained, before.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores, _ = made.compiled_.infer([{"text": "great"}, {"text": "bad"}])
+    assert not torch.equal(scores, scores.bfloat16().float())  # as precise as the frozen methods'
     assert shared.model.dtype == torch.bfloat16
     assert torch.equal(shared.model.state_dict()["bert.embeddings.word_embeddings.weight"], before)
     assert made.predict_proba([{"text": "great"}]).sum() == pytest.approx(1)

@@ -417,6 +417,12 @@ def test_a_cropped_example_loses_the_ends_of_its_texts_only() -> None:
     assert whole.cropped(1) == Example([5, 6, 7, 4, 3], [-1, 0, -1, -1, -1], 3, ((0, 1), (2, 3)), 3)
 
 
+def test_a_text_without_tokens_at_the_end_is_cropped_to_itself() -> None:
+    whole = Example([5, 6, 7], [-1] * 3, 2, ((1, 3), (3, 3)))
+    assert whole.cropped(9) == whole
+    assert whole.cropped(1) == Example([5, 6], [-1] * 2, 1, ((1, 2), (2, 2)))
+
+
 def test_a_causal_answer_that_is_a_text_stays_where_the_text_ends() -> None:
     whole = Example([5, 6, 7], [-1] * 3, 2, ((1, 3),))
     assert whole.cropped(1).answer == 1

@@ -67,7 +67,8 @@ class _Head(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         self.states = states  # (B, M, H)
-        return F.linear(states.to(self.matrix[0].dtype), *self.matrix)  # (B, M, W)
+        with torch.autocast(states.device.type, enabled=False):  # which would round float32 scores to 16 bits
+            return F.linear(states.to(self.matrix[0].dtype), *self.matrix)  # (B, M, W)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +338,7 @@ class Backbone:
 
     @functools.cached_property
     def max_length(self) -> int:
-        """Most positions a sequence may take, at most 512 unless asked for more."""
+        """Most positions a sequence may take, at most 512."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or MAX_LENGTH
         for module in self.model.modules():
             # RoBERTa and its kin count positions from padding_idx + 1.
@@ -600,8 +601,8 @@ class Backbone:
         if trunk is original:  # ModernBERT has its output matrix under the name "decoder"
             trunk = self.model.base_model
         hooks = [self._text_layer.register_forward_hook(remember), trunk.register_forward_hook(gather)]
-        self.model.set_output_embeddings(head)
         try:
+            self.model.set_output_embeddings(head)
             yield
         finally:
             self.model.set_output_embeddings(original)

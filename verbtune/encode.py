@@ -10,6 +10,7 @@ reach into texts that a thread beside it is tokenizing.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -146,8 +147,8 @@ class Example:
         """The example with no more than the first `most` tokens of each of its texts."""
         dropped = {i for start, stop in self.texts for i in range(start + most, stop)}
         kept = [i for i in range(len(self.ids)) if i not in dropped]
-        place = {i: n for n, i in enumerate(kept)}
-        texts = tuple((place[start], place[start] + min(most, stop - start)) for start, stop in self.texts)
+        starts = [bisect.bisect_left(kept, start) for start, _ in self.texts]
+        texts = tuple((at, at + min(most, stop - start)) for at, (start, stop) in zip(starts, self.texts, strict=True))
         return dataclasses.replace(
             self,
             ids=[self.ids[i] for i in kept],
