@@ -67,7 +67,7 @@ RATES = {
     "fine-tuning": (2e-5, 5e-5, 2e-4),
     "peft prompt-tuning": (3e-3, 3e-2, 3e-1),
     "peft p-tuning": (1e-4, 1e-3, 1e-2),
-    "peft prefix-tuning": (1e-3, 1e-2, 1e-1),
+    "peft prefix-tuning": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     "setfit": (2e-5, 5e-5),
 }
 DEFAULT = " (documented rate)"
