@@ -126,8 +126,8 @@ def test_no_mixture_changes_an_answer(architecture: str, choices: list[tuple[str
 def test_words_of_a_template_are_not_taken_for_the_same_words_of_a_text() -> None:
     """Two prompts may start with the same tokens, which are text in one and template in the other."""
     bank, templates = TaskBank(tiny("gpt2")), {"bare": "{text} So {answer}", "framed": "film film {text} So {answer}"}
-    options = {"model": tiny("gpt2"), "tune_template": False}
-    own = {n: PromptClassifier(TONE | {"template": t}, **options).fit(SENTENCES, LABELS) for n, t in templates.items()}
+    lm = tiny("gpt2")
+    own = {n: PromptClassifier(TONE | {"template": t}, model=lm).fit(SENTENCES, LABELS) for n, t in templates.items()}
     for name, clf in own.items():
         bank.add(name, clf)
     for name, found in bank.predict_proba_all(["film film film film is good"]).items():

@@ -477,6 +477,47 @@ def test_a_bad_parameter_is_one_clear_error_before_the_model_is_loaded(name: str
     assert "\n" not in str(error.value)
 
 
+OTHERWISE = {
+    "prompt_length": 3,
+    "tune_template": False,
+    "init": "labels",
+    "reparameterization": "mlp",
+    "verbalizer": "fixed",
+    "learning_rate": 0.1,
+    "batch_size": 8,
+    "weight_decay": 0.1,
+    "warmup": 0.5,
+    "max_grad_norm": 2.0,
+    "validation_fraction": 0.5,
+    "evaluate_every": 2,
+    "patience": 1,
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_is_for_soft_tokens_is_refused_where_none_are_tuned(name: str) -> None:
+    clf = PromptClassifier(TONE, model="nobody/nothing", **{name: OTHERWISE[name]})
+    with pytest.raises(ParameterError, match=rf"^{name}=.* is for soft tokens, .* steps=100, say, or leave {name} out"):
+        clf.fit(SENTENCES, LABELS)
+    PromptClassifier(TONE, model=tiny("bert"), steps=1, **{name: OTHERWISE[name]}).fit(SENTENCES * 2, LABELS * 2)
+
+
+def test_without_steps_soft_pieces_stand_as_text_or_not_at_all() -> None:
+    plain, soft = (
+        PromptClassifier(TONE.to_dict() | {"template": template}, model=tiny("bert")).fit(SENTENCES, LABELS)
+        for template in ("{text} It was {answer}.", "{soft:8} {text} {soft:It was} {answer}.")
+    )
+    assert soft.prompt_ is None
+    np.testing.assert_array_equal(soft.predict_proba(SENTENCES), plain.predict_proba(SENTENCES))
+
+
+def test_rows_are_fitted_to_all_texts() -> None:
+    some, every = (
+        make(verbalizer="learned", steps=0, validation_fraction=f).fit(SENTENCES, LABELS) for f in (0.4, 0.0)
+    )
+    np.testing.assert_array_equal(some.predict_proba(SENTENCES), every.predict_proba(SENTENCES))
+
+
 SOFT = [
     ({"template": "{soft:8} {text} It was {answer}."}, "{soft:8}"),
     ({"template": "{text} {soft:It was} {answer}."}, "{soft:It was}"),

@@ -234,8 +234,7 @@ def test_show_on_a_masked_model(run: Run, models: Path) -> None:
     ids = tiny("bert").tokenizer.convert_tokens_to_ids
     pieces = tiny("bert").tokenizer.tokenize("mask")
     tokens = ["[CLS]", "great", "[UNK]", *pieces, "[UNK]", "it", "was", "[MASK]", ".", "[SEP]"]
-    notes = ["", *["text"] * (3 + len(pieces)), *(f"soft {i}, starts as this token" for i in (0, 1)), "the answer"]
-    notes += ["soft 2, starts as this token", ""]
+    notes = ["", *["text"] * (3 + len(pieces)), "", "", "the answer", "", ""]
     words = [("negative", "bad"), ("negative", "terrible"), ("positive", "good"), ("positive", "great")]
     assert [" ".join(line.split()) for line in output.splitlines()] == [
         f"tone on {models}/masked: a masked language model that reads 160 tokens",
@@ -273,7 +272,8 @@ def test_show_on_a_causal_model(run: Run, models: Path) -> None:
     assert "soft tokens  2\n" in output
     assert "soft tokens  'In a'\n" in output
     assert "         soft 1\n" in output
-    assert "; the answer follows\n" in output
+    assert "  soft 3, starts as this token\n" in output
+    assert "  the answer follows\n" in output
     assert ": {answer}" not in output
 
 

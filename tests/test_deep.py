@@ -234,7 +234,6 @@ def opinion_of(
         made.encode(ROWS * 4),
         y,
         np.ones(len(y)),
-        vectors=None,
         aggregate="mean",
         against=np.zeros(2),
         held_out=HeldOut(index, rows[index]),
@@ -269,10 +268,9 @@ def test_what_tells_held_out_texts_nothing_weighs_little() -> None:
     ("options", "labels"),
     [
         ({"steps": 0}, LABELS),
-        ({"verbalizer": "fixed"}, LABELS),
         ({}, ["positive", *["negative"] * 6]),
     ],
-    ids=["no steps", "fixed verbalizer", "a class of one text"],
+    ids=["no steps", "a class of one text"],
 )
 def test_where_there_is_none(options: dict[str, Any], labels: list[str]) -> None:
     clf = PromptClassifier(TONE, model=tiny("bert"), **options).fit(SENTENCES, labels)

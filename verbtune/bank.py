@@ -294,7 +294,7 @@ def _probabilities(backbone: Backbone, asked: Sequence[tuple[_Served, list[Row]]
         for i in alike:
             served, rows = asked[i]
             assert served.second is not None
-            parts.append((served.compiled, served.compiled.words.beginnings.pieces, served.prompt, rows))
+            parts.append((served.compiled, served.compiled.words.beginnings.pieces, None, rows))
             deep.append(served.second.deep)
         seconds |= dict(zip(alike, _heard(backbone, parts, torch.cat(deep).to(backbone.device)), strict=True))
     return [served.probabilities(first[i], seconds.get(i)) for i, (served, _) in enumerate(asked)]

@@ -105,7 +105,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The frozen LM: `builtin/masked`, `builtin/causal`, a folder, a hub name, or a `Backbone`.
     prompt_length : int, default=0
         Soft tokens, where the template says `{soft}`, or in front if it has no soft piece; refused if its soft
-        pieces all say themselves how many tokens they are.
+        pieces all say themselves how many tokens they are. This and all that tunes soft tokens needs `steps`.
     tune_template : bool, default=True
         Whether the template's own tokens become soft tokens, which start as what they are.
     init : {"vocab", "labels", "random"}, default="vocab"
@@ -121,8 +121,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     learning_rate : float, default=0.003
         Peak step size of AdamW; prompt vectors move in units of the LM's embedding size.
     steps : int, optional
-        Of joint tuning of rows and soft tokens, with the settings below, in place of the deep prompt; 0 learns the rows
-        only, in a fraction of the time. Default: the deep prompt.
+        Of joint tuning of rows and soft tokens in place of the deep prompt; 0 learns the rows only, in a fraction of
+        the time. Default: the deep prompt, and no soft tokens: those of the template stand as their text, or not at
+        all.
     batch_size : int, default=16
     weight_decay : float, default=0.01
         Pull back to the manual prompt and to the LM's own rows.
@@ -146,7 +147,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     classes_ : ndarray of shape (C,)
         The distinct labels seen, sorted.
     prompt_ : Tensor of shape (P, H), or None
-        The learned vectors.
+        The soft tokens' vectors, where there are `steps`.
     verbalizer_ : Verbalizer
     second_opinion_ : SecondOpinion or None
         The deep prompt, where there is one: then every text is read twice.
@@ -273,7 +274,18 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 compiled, verbalizer, prompt, texts.take(training), texts.take(held_out), strength, seed
             )
         elif self.steps is None and fitted is not None:
-            opinion, calibration, history = self._second_opinion(compiled, prompt, texts.take(training), fitted, seed)
+            opinion, calibration, history = second_opinion(
+                compiled,
+                texts.examples,
+                texts.codes,
+                texts.weights,
+                aggregate=self.aggregate,
+                against=fitted.against,
+                held_out=fitted.held_out,
+                first=fitted.calibration,
+                seed=seed,
+                progress=self.verbose,
+            )
 
         self.parameters_ = self._plain_parameters()
         self.task_ = task
@@ -304,7 +316,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             scores: Tensor = self.verbalizer_(words.to(device), states.to(device))
         found: NDArray[np.float64] = scores.double().cpu().numpy()
         if self.second_opinion_ is not None:
-            words = self.compiled_.begin(rows, self.prompt_, self.second_opinion_.deep)
+            words = self.compiled_.begin(rows, self.second_opinion_.deep)
             spoken = self.verbalizer_.of_words(words.to(device)).double().cpu().numpy()
             found = found + self.second_opinion_.scores(spoken)
         return found
@@ -546,7 +558,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _split(self, codes: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         everything = np.arange(len(codes))
-        if not self.validation_fraction:
+        if not self.validation_fraction or not self.steps:
             return everything, everything[:0]
         splitter = StratifiedShuffleSplit(1, test_size=self.validation_fraction, random_state=self.random_state)
         try:
@@ -564,7 +576,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classes=names,
             multi_token=self.multi_token,
             max_length=self.max_length,
-            soft=True,
+            soft=self.steps is not None,
             prompt_length=self.prompt_length,
             tune_template=self.tune_template,
         )
@@ -600,23 +612,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(parameters.get("random_state", 0), int):  # a generator
             parameters["random_state"] = None
         return parameters
-
-    def _second_opinion(
-        self, compiled: CompiledTask, prompt: SoftPrompt | None, texts: _Labelled, fitted: _Fitted, seed: int
-    ) -> tuple[SecondOpinion | None, Calibration, History]:
-        return second_opinion(
-            compiled,
-            texts.examples,
-            texts.codes,
-            texts.weights,
-            vectors=None if prompt is None else prompt().detach(),
-            aggregate=self.aggregate,
-            against=fitted.against,
-            held_out=fitted.held_out,
-            first=fitted.calibration,
-            seed=seed,
-            progress=self.verbose,
-        )
 
     def _tune(
         self,
@@ -742,7 +737,7 @@ def _card(clf: PromptClassifier) -> str:
             "\nPEFT can load the soft prompt as well. It holds the embeddings of the leading special tokens, so encode "
             "the text with `add_special_tokens=False`; template and verbalizer are not part of PEFT's format.\n"
         )
-    learned = "A soft prompt" if clf.second_opinion_ is None else "Rows and a deep prompt"
+    learned = "Rows and a deep prompt" if clf.second_opinion_ else "Rows and soft tokens" if clf.steps else "Rows"
     return (
         "---\nlibrary_name: verbtune\npipeline_tag: text-classification\n"
         f"base_model: {backbone.name or 'unknown'}\n---\n"

@@ -176,7 +176,7 @@ def show(task: Task, model: str, texts: tuple[str, ...], data: Path | None) -> N
 
     backbone = _load(model, weights=False)
     tokenizer = backbone.tokenizer
-    compiled = compile_task(task, backbone, soft=True, tune_template=True)
+    compiled = compile_task(task, backbone, soft=True)
     (example,) = compiled.encode([row])
     template = task.template_for(backbone.kind)
     click.echo(f"{task.task} on {model}: a {backbone.kind} language model that reads {backbone.max_length} tokens")

@@ -33,9 +33,9 @@ class CompiledTask:
         """Word scores (N, W) and states (N, S) of rows of texts, without gradients."""
         return self.backbone.infer(self.encode(rows), self.words, prompt, deep=deep, n_prefix=self.layout.n_prefix)
 
-    def begin(self, rows: Sequence[Row], prompt: Tensor | None, deep: Tensor) -> Tensor:
+    def begin(self, rows: Sequence[Row], deep: Tensor) -> Tensor:
         """Scores (N, W) of the label words' beginnings behind a deep prompt, without gradients."""
-        return dataclasses.replace(self, words=self.words.beginnings).infer(rows, prompt, deep=deep)[0]
+        return dataclasses.replace(self, words=self.words.beginnings).infer(rows, deep=deep)[0]
 
     @property
     def state_pieces(self) -> int:

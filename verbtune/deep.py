@@ -74,7 +74,6 @@ def second_opinion(
     y: NDArray[np.intp],
     weight: Array,
     *,
-    vectors: Tensor | None,
     aggregate: str,
     against: Array,
     held_out: HeldOut,
@@ -90,8 +89,6 @@ def second_opinion(
     examples : sequence of Example, length N
     y, weight : ndarray of shape (N,)
         Classes as indices, and weights.
-    vectors : Tensor of shape (P, H), optional
-        The soft prompt.
     aggregate : str
         See `Verbalizer`.
     against : ndarray of shape (C,)
@@ -137,7 +134,7 @@ def second_opinion(
 
         def loss(index: Sequence[int], _: Tensor | None) -> Tensor:
             at = inside[list(index)].tolist()
-            found, _ = backbone.word_scores([cropped[i] for i in at], words, vectors, deep=parts.deep())
+            found, _ = backbone.word_scores([cropped[i] for i in at], words, deep=parts.deep())
             each = F.cross_entropy(verbalizer.of_words(found) + parts.bias, targets[at], reduction="none")  # (B,)
             return (each * weights[at]).mean()
 
@@ -159,7 +156,7 @@ def second_opinion(
 
     def heard(index: NDArray[np.intp], parts: _Parts) -> Array:
         chosen, n_prefix = [examples[i] for i in index], compiled.layout.n_prefix
-        found, _ = backbone.infer(chosen, words, vectors, deep=parts.deep(), n_prefix=n_prefix)
+        found, _ = backbone.infer(chosen, words, deep=parts.deep(), n_prefix=n_prefix)
         scores: Tensor = verbalizer.of_words(found.to(backbone.device)) + parts.bias  # (B, C)
         return scores.double().cpu().numpy()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from typing import Any
@@ -35,6 +36,10 @@ RANGES = {
     "patience": (1, math.inf),
     "max_length": (1, math.inf),
 }
+OF_SOFT_TOKENS = (
+    *("prompt_length", "tune_template", "init", "reparameterization", "verbalizer", "learning_rate", "batch_size"),
+    *("weight_decay", "warmup", "max_grad_norm", "validation_fraction", "evaluate_every", "patience"),
+)
 WHOLE = ("prompt_length", "steps", "batch_size", "evaluate_every", "patience", "max_length")
 
 
@@ -76,6 +81,13 @@ def check_parameters(clf: Any, task: Task) -> None:
             f"prompt_length={clf.prompt_length!r} has nowhere to go: the template of {task.task!r} says {fixed}; "
             "write {soft} there, or leave prompt_length out"
         )
+    defaults = inspect.signature(type(clf)).parameters
+    for name in OF_SOFT_TOKENS if clf.steps is None else ():
+        if name in defaults and getattr(clf, name) != defaults[name].default:
+            raise ParameterError(
+                f"{name}={getattr(clf, name)!r} is for soft tokens, which are tuned only if steps= says how long; "
+                f"give steps=100, say, or leave {name} out"
+            )
 
 
 def fixed_soft_tokens(task: Task) -> str | None:
