@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import copy
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import verbtune.backbone
 import verbtune.text_cache
-from verbtune.attention import quick_gradients
+from verbtune.attention import AroundAttention, quick_gradients
 from verbtune.backbone import Backbone, BackboneError
 from verbtune.compiled import CompiledTask, compile_task
 from verbtune.encode import Example, tokenize
@@ -508,6 +509,31 @@ def test_the_fingerprint_is_the_files_in_any_precision(tmp_path: Path) -> None:
     half = Backbone.load(folder, dtype="bfloat16")
     assert half.model.dtype == torch.bfloat16
     assert half.fingerprint == Backbone.load(folder, dtype="float32").fingerprint == tiny("bert").fingerprint
+    other_half = Backbone.load(folder, dtype="float16")
+    assert other_half.model.dtype == torch.float16
+    assert other_half.fingerprint == half.fingerprint
+
+
+def test_what_is_copied_or_pickled_during_a_call_is_the_model_as_it_was() -> None:
+    backbone, found = fresh(), []
+
+    def take() -> None:
+        found.extend([backbone.copy_of_model(), pickle.loads(pickle.dumps(backbone)).model])
+
+    other = threading.Thread(target=take)
+
+    def meanwhile(attention: Any, *args: Any, **named: Any) -> Tensor:
+        if not other.ident:
+            other.start()
+            other.join(0.2)
+        return attention(*args, **named)
+
+    with AroundAttention(meanwhile):
+        compiled(backbone)[0].infer(ROWS)
+    other.join()
+    for model in found:
+        assert type(model.get_output_embeddings()) is torch.nn.Linear
+        assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_the_fingerprint_does_not_depend_on_how_the_tokenizer_was_used() -> None:

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -131,7 +132,7 @@ class Backbone:
     kind : {"masked", "causal"}, optional
         Read off the model's class where it is not given.
     name : str, optional
-        What it can be loaded by again; without it, pickling carries the weights.
+        What it is called in messages, and what a saved classifier loads it by again.
 
     Examples
     --------
@@ -231,7 +232,7 @@ class Backbone:
 
     @classmethod
     def _load(cls, name: str, kind: Kind | None, revision: str | None, device: str, dtype: str) -> Backbone:
-        path = str(builtin_path(name)) if name.startswith("builtin/") else name
+        path = str(builtin_path(name)) if name.startswith("builtin/") else os.path.expanduser(name)
         if path.startswith((".", "/", "~")) and not Path(path).is_dir():
             raise BackboneError(f"cannot load the language model {name!r}: there is no such folder")
         try:
@@ -255,8 +256,10 @@ class Backbone:
                 with torch.device(device):
                     model = auto.from_config(config)  # type: ignore[no-untyped-call]
                 return cls(model, AutoTokenizer.from_pretrained(path, **where), kind=kind, name=name)
+            # The fingerprint is of bfloat16: numbers rounded to float16 first would give another one.
+            exact = torch.float32 if dtype == "float16" else getattr(torch, dtype)
             model, info = auto.from_pretrained(  # type: ignore[misc]
-                path, **where, dtype=getattr(torch, dtype), output_loading_info=True
+                path, **where, dtype=exact, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(path, **where)
         except BackboneError:
@@ -273,7 +276,11 @@ class Backbone:
                 f"{name}: the weights lack {len(missing)} tensors of {type(model).__name__} (first: {missing[0]}), so "
                 "it has no trained LM head; use a checkpoint saved with its language-model head"
             )
-        return cls(model.to(device), tokenizer, kind=kind, name=name)
+        backbone = cls(model, tokenizer, kind=kind, name=name)
+        if dtype == "float16":
+            assert backbone.fingerprint
+        model.to(device, getattr(torch, dtype))
+        return backbone
 
     def __sklearn_clone__(self) -> Backbone:
         return self
@@ -284,10 +291,16 @@ class Backbone:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._origin is not None:
             return self._origin, ()
-        return functools.partial(Backbone, kind=self.kind, name=self.name), (self.model, self.tokenizer)
+        return functools.partial(Backbone, kind=self.kind, name=self.name), (self.copy_of_model(), self.tokenizer)
 
     def __repr__(self) -> str:
         return f"Backbone({self.name or type(self.model).__name__}, {self.kind})"
+
+    def copy_of_model(self) -> PreTrainedModel:
+        """A model of its own, as it is between two calls: during one it has another head, and hooks."""
+        with self._lock:
+            model: PreTrainedModel = copy.deepcopy(self.model)
+        return model
 
     @property
     def device(self) -> torch.device:

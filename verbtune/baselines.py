@@ -7,7 +7,6 @@ task adds to the shared LM, in numbers and in bytes.
 
 from __future__ import annotations
 
-import copy
 import json
 import pickle
 from collections.abc import Callable, Sequence
@@ -410,7 +409,7 @@ class FineTuned(_TextClassifier):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         shared = Backbone.load(self.model, device=self.device, dtype=self.dtype)
         # Weights in 16 bits would lose small steps: those trained are float32, and products as precise as the LM's.
-        model = copy.deepcopy(shared.model).float()
+        model = shared.copy_of_model().float()
         backbone = Backbone(model, shared.tokenizer, kind=shared.kind)
         self.in_16_bits_ = shared.model.dtype != torch.float32
         if self.method == "lora":

@@ -512,13 +512,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{backbone.name} ({backbone.kind}) is {backbone.fingerprint[:12]}…; "
                 "pass the LM it was trained on (model=, --model)"
             )
-        clf = cls(
-            saved.task,
-            model=backbone if model is not None else base["name"],
-            device=device,
-            dtype=dtype,
-            **saved.state["parameters"],
-        )
+        asked: dict[str, Any] = {"model": backbone if model is not None else base["name"]}
+        asked |= {"device": device, "dtype": dtype}
+        try:
+            clf = cls(saved.task, **asked, **saved.state["parameters"])
+        except TypeError as error:
+            raise artifact.ArtifactError(
+                f"{folder}: saved by verbtune {saved.state['verbtune']}, which asks for what this version lacks "
+                f"({error}); update verbtune"
+            ) from None
         clf.parameters_ = saved.state["parameters"]
         clf.task_ = saved.task
         clf.classes_ = np.array(saved.state["classes"])
@@ -694,7 +696,7 @@ def _fit_rows(
             y,
             weight,
             split=backbone.width,
-            seed=seed % 2**32,
+            seed=seed,
             costly_words=compiled.words.longest > 1,
         )
         rows, bias = fit_rows(

@@ -161,7 +161,7 @@ def second_opinion(
         return scores.double().cpu().numpy()
 
     if len(held_out.index) == len(y):
-        every = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(y, y)
+        every = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(y, y)
         folds = [outside for _, outside in every][: 1 if many else None]
     else:
         folds = [held_out.index]

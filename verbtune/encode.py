@@ -284,7 +284,7 @@ def shorten(layout: Layout, n: int, task: Task) -> Layout:
         words = f" and label words {n}" if n else ""
         raise TaskError(
             f"{task.source or task.task}: template, prompt and demonstrations take {layout.n_constant}{words} of "
-            f"{layout.max_length} positions and leave no room for the text; use fewer soft tokens or demonstrations"
+            f"{layout.max_length} positions and leave no room for the text; use fewer of them, or a larger max_length"
         )
     return shorter
 

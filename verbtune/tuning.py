@@ -32,7 +32,7 @@ class Step:
     gradient_norms : list of float
         Norm of the loss's gradient at each of the P prompt vectors.
     validation_score : float or None
-        Negative mean log-likelihood of the validation texts, times -1: higher is better.
+        Mean log-likelihood of the validation texts: higher is better.
     """
 
     step: int
@@ -120,7 +120,6 @@ def tune(
     history = History([Step(0, math.nan, 0.0, [], score)])
     best, best_score, waited = _snapshot(parts) if validate else {}, score, 0
     bar = tqdm(total=steps, desc="tuning", disable=not (progress and sys.stderr.isatty()), leave=False)
-    step = 0
     try:
         for step in range(1, steps + 1):
             vectors = prompt() if prompt else None
