@@ -39,8 +39,12 @@ class FakeMethod:
 
     def __init__(self, method: str, seed: int, prompt_length: int | None) -> None:
         self.key = (method, seed, prompt_length)
+        self.parameters = {"C": 1.0}
         self.trained_parameters_ = 10 * (1 + (prompt_length or 0))
         self.artifact_bytes_ = 2048
+
+    def get_params(self, deep: bool) -> dict[str, Any]:
+        return {"task": object(), "model": object(), **self.parameters}
 
     def fit(self, X: Any, y: Any) -> FakeMethod:
         self.fits.append(self.key)
@@ -242,12 +246,36 @@ def test_a_damaged_line_before_the_last_is_reported(bench_run, tmp_path):
         bench_run()
 
 
-@pytest.mark.parametrize("field", ["split_checksum", "model_fingerprint", "task_checksum"])
+@pytest.mark.parametrize("field", ["split_checksum", "model_fingerprint", "task_checksum", "method_checksum"])
 def test_records_of_other_data_models_or_specs_do_not_count(bench_run, tmp_path, field):
     bench_run()
     path = tmp_path / "out" / "records.jsonl"
     changed = [plain | {field: "0" * 64} for plain in lines(tmp_path)]
     path.write_text("".join(json.dumps(plain) + "\n" for plain in changed))
+    FakeMethod.fits.clear()
+    assert len(bench_run().records) == len(FakeMethod.fits) == 6
+
+
+def test_a_method_with_other_parameters_is_measured_anew(bench_run, tmp_path, monkeypatch):
+    def change(made: FakeMethod) -> None:
+        if made.key[0] == "tfidf":
+            made.parameters["C"] = 2.0
+
+    bench_run()
+    FakeMethod.fits.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines, "make", fake(change))
+        assert len(bench_run().records) == 6
+    assert FakeMethod.fits == [("tfidf", 1, None), ("tfidf", 2, None)]
+    assert len(bench_run().records) == 6
+    assert len(FakeMethod.fits) == 2  # what was measured first is still there
+
+
+def test_records_from_before_parameters_were_noted_do_not_count(bench_run, tmp_path):
+    bench_run()
+    path = tmp_path / "out" / "records.jsonl"
+    old = [{key: value for key, value in plain.items() if key != "method_checksum"} for plain in lines(tmp_path)]
+    path.write_text("".join(json.dumps(plain) + "\n" for plain in old))
     FakeMethod.fits.clear()
     assert len(bench_run().records) == len(FakeMethod.fits) == 6
 

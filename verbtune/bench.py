@@ -54,7 +54,7 @@ WITH_PROMPT_LENGTH = ("soft-prompt", "verbtune")
 SAMPLING_SECONDS = 0.005
 IDENTITY = (
     *("task", "method", "model", "shots", "seed", "prompt_length"),
-    *("split_checksum", "model_fingerprint", "task_checksum"),
+    *("split_checksum", "model_fingerprint", "task_checksum", "method_checksum"),
 )
 
 
@@ -108,14 +108,14 @@ class _Job:
             "prompt_length": self.prompt_length,
         }
 
-    @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self, classifier: Any) -> dict[str, Any]:
         """What a record must agree in to be this job's: the names are `IDENTITY`, the values plain JSON."""
         return {
             **self.asked,
             "split_checksum": self.split_checksum,
             "model_fingerprint": self.backbone.fingerprint,
-            "task_checksum": hashlib.sha256(self.task.to_yaml().encode()).hexdigest(),
+            "task_checksum": _digest(self.task.to_yaml()),
+            "method_checksum": _method_checksum(classifier),
         }
 
 
@@ -136,8 +136,8 @@ def run(
 
     What can be checked cheaply is checked first. Every finished measurement is appended to
     `output/records.jsonl`, its probabilities go to `output/predictions`, and all that was asked for goes to
-    `output/results.json` at the end. A measurement that is there already, of the same texts, task spec, LM
-    and version of verbtune, is not repeated. A method that ends with an error does not end the bench.
+    `output/results.json` at the end. A measurement that is there already, of the same texts, task spec, LM,
+    parameters and version of verbtune, is not repeated. A method that ends with an error does not end the bench.
 
     Parameters
     ----------
@@ -189,17 +189,20 @@ def run(
     with bar, _quick_collection():
         for job in jobs:
             bar.set_postfix_str(f"{job.task.task}, {label(job.method, job.prompt_length)}, seed {job.seed}")
-            record = finished.get(_key(job.identity))
-            if record is not None and _predictions_file(output, record).is_file():
-                records.append(record)
+            probabilities = None
+            try:
+                made = baselines.make(
+                    job.method, job.task, job.backbone, seed=job.seed, prompt_length=job.prompt_length
+                )
+                record = finished.get(_key(job.identity(made)))
+                if record is None or not _predictions_file(output, record).is_file():
+                    record, probabilities = _measure(job, made)
+            except Exception as error:
+                failures.append(_failure(job, error))
             else:
-                try:
-                    record, probabilities = _measure(job)
-                except Exception as error:
-                    failures.append(_failure(job, error))
-                else:
+                if probabilities is not None:
                     _store(record, probabilities, job.test.labels, output)
-                    records.append(record)
+                records.append(record)
             bar.update()
     outcome = Outcome(records, failures)
     plain = dataclasses.asdict(outcome) | {"summary": dataclasses.asdict(summarize(records))}
@@ -314,8 +317,19 @@ def _name(backbone: Backbone) -> str:
     return backbone.name or type(backbone.model).__name__
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _method_checksum(classifier: Any) -> str:
+    # What a caller's factory changes besides, such as a `fit` of its own, cannot be seen: it needs another name.
+    kind = type(classifier)
+    asked = sorted((k, v) for k, v in classifier.get_params(deep=False).items() if k not in ("task", "model"))
+    return _digest(f"{kind.__module__}.{kind.__qualname__}{asked!r}")
+
+
 def _key(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return _digest(json.dumps(identity, sort_keys=True))
 
 
 def _record_key(record: Record) -> str:
@@ -349,9 +363,9 @@ def _read_records(path: Path) -> dict[str, Record]:
     return finished
 
 
-def _measure(job: _Job) -> tuple[Record, NDArray[np.float64]]:
+def _measure(job: _Job, classifier: Any) -> tuple[Record, NDArray[np.float64]]:
     """Fit, ask and score: the record, and the probabilities (N, C) of the sorted classes."""
-    classifier = baselines.make(job.method, job.task, job.backbone, seed=job.seed, prompt_length=job.prompt_length)
+    identity = job.identity(classifier)
     with _interrupts() as interrupts:
         fit_seconds, peak = _watched(lambda: classifier.fit(job.train.rows, job.train.labels), job.backbone.device)
         # A training loop that keeps its best step on Ctrl-C has not finished for us.
@@ -362,7 +376,7 @@ def _measure(job: _Job) -> tuple[Record, NDArray[np.float64]]:
     predict_seconds = time.perf_counter() - start
     scores: dict[str, Any] = score(probabilities, job.test.labels, classifier.classes_.tolist())
     record = Record(
-        **job.identity,
+        **identity,
         **scores,
         n_train=len(job.train),
         n_test=len(job.test),
