@@ -173,6 +173,20 @@ def test_missing_seeds_and_tasks_are_said():
     assert cells["tfidf"] == ["40.0 (1 of 2 seeds)", "failed", "–", "–", "–", "–", "–"]
 
 
+def test_no_seed_with_all_tasks_leaves_the_mean_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "predictions", lambda folder, record: (np.eye(2), np.arange(2), ["no", "yes"]))
+    records = [
+        record(task=task, seed=seed, method=method, shots=shots, prompt_length=length, accuracy=0.5)
+        for task, seed in (("a", 1), ("b", 2))
+        for method, shots, length in (("tfidf", 2, None), ("verbtune", 2, 1), ("verbtune", 2, 5), ("verbtune", 4, 1))
+    ]
+    markdown, _ = written(Outcome(records, []), tmp_path)
+    cells = {row[0].strip(): [c.strip() for c in row[1:]] for row in table_lines(report.table(summarize(records)))}
+    assert cells["tfidf"][2:] == ["–"] * 5
+    for heading in ("What training costs", "Accuracy against labelled texts", "Accuracy against prompt length"):
+        assert heading not in markdown  # nothing to show under it
+
+
 def test_many_tasks_stand_in_tables_side_by_side():
     records = [record(task=f"task{t}", method=m) for t in range(7) for m in METHODS]
     headers = [row for row in table_lines(report.table(summarize(records))) if row[0].strip() == "method"]

@@ -102,7 +102,7 @@ def _report(outcome: Outcome, folder: Path) -> Iterator[_Block]:
         yield from _method_pictures(_shown(records))
         yield from _comparison_tables(summary)
         yield from _cost_tables(shown)
-        yield from _shots_picture(shown)
+        yield from _shots_pictures(shown)
         yield from _length_section(summary)
         yield from _calibration_pictures(records, folder)
         yield from _confusion_pictures(records, folder)
@@ -171,7 +171,7 @@ def _joined(values: Sequence[object]) -> str:
 
 def _bold_best(rows: Sequence[Row], cells: Sequence[str], metric: str) -> list[str]:
     """Embolden the highest mean, and what cannot be told from it as it is printed."""
-    best = max(round(100 * row.scores[metric].mean, 1) for row in rows)
+    best = max((round(100 * row.scores[metric].mean, 1) for row in rows), default=None)
     return [
         f"**{cell}**" if round(100 * row.scores[metric].mean, 1) == best else cell
         for row, cell in zip(rows, cells, strict=True)
@@ -314,8 +314,8 @@ def _points(difference: float) -> str:
 
 
 def _cost_tables(summary: Summary) -> Iterator[_Block]:
-    tuned = [row for row in summary.rows if row.trained_parameters]
-    if not tuned:
+    tuned = [(title, [r for r in _overall(rows) if r.trained_parameters]) for title, rows in _settings(summary.rows)]
+    if not any(rows for _, rows in tuned):
         return
     yield _Heading(2, "What training costs: prompt tuning, LoRA and full fine-tuning")
     yield _Text(
@@ -323,10 +323,11 @@ def _cost_tables(summary: Summary) -> Iterator[_Block]:
         "memory at most, with the LM already loaded (on a GPU: what was allocated there). Saved: what one task adds on "
         "disk to the shared LM."
     )
-    for title, rows in _settings(tuned):
-        yield _Heading(3, title)
-        costs = ("trained parameters", "peak memory, MB", "saved", "fit, s")
-        yield _table_of(_overall(rows), len(summary.seeds), "method", "accuracy, %", *costs)
+    costs = ("trained parameters", "peak memory, MB", "saved", "fit, s")
+    for title, rows in tuned:
+        if rows:
+            yield _Heading(3, title)
+            yield _table_of(rows, len(summary.seeds), "method", "accuracy, %", *costs)
 
 
 def _failure_table(outcome: Outcome) -> Iterator[_Block]:
@@ -408,18 +409,19 @@ def _curves(
 
 
 def _by_model(summary: Summary) -> Iterator[tuple[str, str, list[Row]]]:
-    """Rows in the mean over tasks of every model, and how to call that mean."""
+    """Rows in the mean over tasks of every model that has some, and how to call that mean."""
     for model in dict.fromkeys(row.model for row in summary.rows):
         rows = [row for row in summary.rows if row.model == model]
-        tasks = _tasks(rows)
-        yield model, f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0], _overall(rows)
+        tasks, overall = _tasks(rows), _overall(rows)
+        if overall:
+            yield model, f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0], overall
 
 
-def _shots_picture(summary: Summary) -> Iterator[_Block]:
-    if len({row.shots for row in summary.rows}) < 2:
-        return
-    yield _Heading(2, "Accuracy against labelled texts")
+def _shots_pictures(summary: Summary) -> Iterator[_Block]:
+    pictures = []
     for model, over, rows in _by_model(summary):
+        if len({row.shots for row in rows}) < 2:
+            continue
         curves = _curves(rows, lambda row: row.shots, _name)
         drawing = plots.draw_curves(
             curves,
@@ -429,22 +431,27 @@ def _shots_picture(summary: Summary) -> Iterator[_Block]:
             levels={},
             logarithmic=True,
         )
-        yield _Picture(
-            f"shots-{_slug(model)}",
-            plots.svg(drawing),
-            f"What more labels buy, {model}: accuracy, {over}, against training texts a class (logarithmic); bars are "
-            "one standard deviation over the seeds to each side.",
+        pictures.append(
+            _Picture(
+                f"shots-{_slug(model)}",
+                plots.svg(drawing),
+                f"What more labels buy, {model}: accuracy, {over}, against training texts a class (logarithmic); bars "
+                "are one standard deviation over the seeds to each side.",
+            )
         )
+    if pictures:
+        yield _Heading(2, "Accuracy against labelled texts")
+        yield from pictures
 
 
 def _length_section(summary: Summary) -> Iterator[_Block]:
-    if len({row.prompt_length for row in summary.rows} - {None}) < 2:
-        return
-    yield _Heading(2, "Accuracy against prompt length")
-    most = max(row.shots for row in summary.rows)
+    blocks: list[_Block] = []
     for model, over, rows in _by_model(summary):
+        most = max(row.shots for row in rows)
         rows = [row for row in rows if row.shots == most]
         varied = [row for row in rows if row.prompt_length is not None]
+        if len({row.prompt_length for row in varied}) < 2:
+            continue
         known = {UNTRAINED, *(row.method for row in varied)}
         fixed = [row for row in rows if row.prompt_length is None and row.method in known]
         drawing = plots.draw_curves(
@@ -458,14 +465,17 @@ def _length_section(summary: Summary) -> Iterator[_Block]:
             },
             logarithmic=False,
         )
-        yield _Picture(
+        picture = _Picture(
             f"prompt-length-{_slug(model)}",
             plots.svg(drawing),
             f"What a longer soft prompt buys, {model}, {most} training texts a class: accuracy, {over}; bars are one "
             "standard deviation over the seeds to each side.",
         )
         costs = ("trained parameters", "saved", "fit, s")
-        yield _table_of(varied, len(summary.seeds), "method", "accuracy, %", "worst seed", *costs)
+        blocks += [picture, _table_of(varied, len(summary.seeds), "method", "accuracy, %", "worst seed", *costs)]
+    if blocks:
+        yield _Heading(2, "Accuracy against prompt length")
+        yield from blocks
 
 
 def _of_main(records: Sequence[Record]) -> Iterator[tuple[str, str, str, dict[str, dict[str, list[Record]]]]]:
