@@ -21,6 +21,8 @@ import tempfile
 import threading
 import time
 import traceback
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -507,7 +509,7 @@ def predictions(output: str | Path, record: Record) -> tuple[NDArray[Any], NDArr
     try:
         with np.load(path, allow_pickle=False) as saved:
             return saved["probabilities"], saved["truth"].astype(np.intp), saved["classes"].tolist()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BenchError(f"{path}: cannot be read ({error}); remove it and run the bench again") from None
 
 
