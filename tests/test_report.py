@@ -221,9 +221,19 @@ def test_without_the_main_method_the_rest_is_there(outcome, tmp_path):
     assert "There is nothing to pair" in markdown
 
 
-def test_lost_predictions_are_named(outcome, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"PK damaged",
+        lambda whole: b"",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:100] + b"\xff" * 40 + whole[140:],
+    ],
+    ids=["other", "empty", "cut", "overwritten"],
+)
+def test_lost_predictions_are_named(outcome, tmp_path, damage):
     for path in (tmp_path / "out" / "predictions").glob("*verbtune*"):
-        path.write_bytes(b"PK damaged")
+        path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BenchError, match=r"verbtune.*\.npz: cannot be read .*run the bench again"):
         report.write(outcome, tmp_path / "out")
 
@@ -242,6 +252,21 @@ def test_confusion_matrices_of_any_size(n):
     assert ("class_1<" in text) == (n <= 40)
     assert ("sorted by name" in text) == (n > 40)
     assert text.count(">100<") == 1 + n * (n <= 15)  # one on the scale
+
+
+def test_dollar_signs_in_names_are_no_mathematics():
+    names = ["cost $5_$", "$x$", "plain"]
+    curves = {name: [(1.0, 2.0, 0.0), (2.0, 3.0, 0.0)] for name in names}
+    reliable = {name: (np.ones(1), np.ones(1), np.ones(1)) for name in names}
+    for drawing in (
+        plots.draw_confusion(np.eye(3), names),
+        plots.draw_methods(dict.fromkeys(names, dict.fromkeys(names, (1.0, 2.0))), main="$x$", xlabel="$x$"),
+        plots.draw_curves(curves, main="$x$", xlabel="$x$", ylabel="$x$", levels={}, logarithmic=True),
+        plots.draw_reliability(dict.fromkeys(names, reliable), main="$x$"),
+    ):
+        text = plots.svg(drawing)
+        assert text.count(">cost $5_$<") == text.count(">plain<") > 0
+        assert ">$x$<" in text
 
 
 def test_a_figure_keeps_the_pages_ink():
