@@ -122,6 +122,15 @@ def test_the_report_has_all_its_sections(outcome, tmp_path):
     assert page.count("<svg") == page.count("<figcaption>") == markdown.count("](pictures/") == len(files) == 7
 
 
+def test_the_main_method_stands_out_by_the_name_that_is_shown(outcome, tmp_path, monkeypatch):
+    draw, mains = plots.draw_curves, []
+    monkeypatch.setattr(
+        plots, "draw_curves", lambda curves, **asked: mains.append(asked["main"]) or draw(curves, **asked)
+    )
+    written(Outcome([r for r in outcome.records if r.method != "verbtune" or r.prompt_length == 1], []), tmp_path)
+    assert mains == ["verbtune, 1 token"]
+
+
 def test_the_page_needs_nothing_from_outside(outcome, tmp_path):
     _, page = written(outcome, tmp_path)
     parsed = _Checked(page)

@@ -380,8 +380,8 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _main_label(records: Sequence[Record]) -> str:
-    return label(baselines.MAIN, shown_length(baselines.MAIN, records))
+def _main_label(items: Sequence[Record] | Sequence[Row]) -> str:
+    return label(baselines.MAIN, shown_length(baselines.MAIN, items))
 
 
 def _method_pictures(records: Sequence[Record]) -> Iterator[_Block]:
@@ -425,7 +425,7 @@ def _shots_pictures(summary: Summary) -> Iterator[_Block]:
         curves = _curves(rows, lambda row: row.shots, _name)
         drawing = plots.draw_curves(
             curves,
-            main=baselines.MAIN,
+            main=_main_label(rows),
             xlabel="training texts a class",
             ylabel=f"accuracy, % ({over})",
             levels={},
