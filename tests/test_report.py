@@ -146,6 +146,19 @@ def test_an_error_message_is_shown_as_it_is(outcome, tmp_path):
     assert len(re.findall(r"(?<!\\)\|", row)) == 7  # six cells: the bar in the message divides none
 
 
+def test_names_of_models_and_classes_are_shown_as_they_are(outcome, tmp_path, monkeypatch):
+    model, classes = r"C:\models\[x](*y*)", ["a*b*", "<i>`c`"]
+    wrong = np.eye(2)[::-1], np.arange(2), classes
+    monkeypatch.setattr(report, "predictions", lambda folder, record: wrong)
+    records = [dataclasses.replace(r, model=model) for r in outcome.records]
+    failures = [dataclasses.replace(f, model=model) for f in outcome.failures]
+    markdown, page = written(Outcome(records, failures), tmp_path)
+    assert page.count(model) > 10
+    assert "a*b* taken for &lt;i&gt;`c`" in page
+    assert markdown.count(r"C:\\models\\\[x\](\*y\*)") == markdown.count("C:") > 10
+    assert r"a\*b\* taken for \<i\>\`c\`" in markdown
+
+
 def test_pictures_are_whole_and_pointed_to(outcome, tmp_path):
     markdown, _ = written(outcome, tmp_path)
     for name in re.findall(r"\]\((pictures/.+?\.svg)\)", markdown):

@@ -184,7 +184,7 @@ def _bold_best(rows: Sequence[Row], cells: Sequence[str], metric: str) -> list[s
 def _settings(items: Sequence[_Item]) -> Iterator[tuple[str, list[_Item]]]:
     """Split by model and number of shots, with how to call that."""
     for model, shots in dict.fromkeys((item.model, item.shots) for item in items):
-        title = f"{model}, {shots} training text{'s' * (shots > 1)} a class"
+        title = f"{_plain(model)}, {shots} training text{'s' * (shots > 1)} a class"
         yield title, [item for item in items if (item.model, item.shots) == (model, shots)]
 
 
@@ -344,7 +344,7 @@ def _failure_table(outcome: Outcome) -> Iterator[_Block]:
         [
             [
                 task,
-                model,
+                _plain(model),
                 *(
                     _joined(list(dict.fromkeys(values)))
                     for values in (map(_name, failures), (f.shots for f in failures), (f.seed for f in failures))
@@ -362,7 +362,7 @@ def _provenance(records: Sequence[Record]) -> Iterator[_Block]:
     for version in versions:
         yield _Text(_joined([f"{name} {number}" for name, number in version]) + ".")
     models = dict.fromkeys((record.model, record.model_fingerprint) for record in records)
-    yield _Table(["model", "SHA-256 of its weights"], [[model, f"`{total}`"] for model, total in models])
+    yield _Table(["model", "SHA-256 of its weights"], [[_plain(model), f"`{total}`"] for model, total in models])
     yield _Text(
         "Training and test texts of every seed, by the first 16 digits of their SHA-256; all methods saw the same."
     )
@@ -435,8 +435,8 @@ def _shots_pictures(summary: Summary) -> Iterator[_Block]:
             _Picture(
                 f"shots-{_slug(model)}",
                 plots.svg(drawing),
-                f"What more labels buy, {model}: accuracy, {over}, against training texts a class (logarithmic); bars "
-                "are one standard deviation over the seeds to each side.",
+                f"What more labels buy, {_plain(model)}: accuracy, {over}, against training texts a class (logarithmic); "
+                "bars are one standard deviation over the seeds to each side.",
             )
         )
     if pictures:
@@ -468,8 +468,8 @@ def _length_section(summary: Summary) -> Iterator[_Block]:
         picture = _Picture(
             f"prompt-length-{_slug(model)}",
             plots.svg(drawing),
-            f"What a longer soft prompt buys, {model}, {most} training texts a class: accuracy, {over}; bars are one "
-            "standard deviation over the seeds to each side.",
+            f"What a longer soft prompt buys, {_plain(model)}, {most} training texts a class: accuracy, {over}; bars "
+            "are one standard deviation over the seeds to each side.",
         )
         costs = ("trained parameters", "saved", "fit, s")
         blocks += [picture, _table_of(varied, len(summary.seeds), "method", "accuracy, %", "worst seed", *costs)]
@@ -543,7 +543,8 @@ def _worst_confusions(counts: np.ndarray, classes: Sequence[str]) -> str:
     wrong = counts / counts.sum(axis=1, keepdims=True)
     np.fill_diagonal(wrong, 0)
     pairs = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
-    said = [f"{classes[i]} taken for {classes[j]} ({100 * wrong[i, j]:.0f} %)" for i, j in pairs if wrong[i, j] > 0]
+    names = list(map(_plain, classes))
+    said = [f"{names[i]} taken for {names[j]} ({100 * wrong[i, j]:.0f} %)" for i, j in pairs if wrong[i, j] > 0]
     return f"; most often wrong: {_joined(said)}" if said else ""
 
 
