@@ -21,6 +21,7 @@ __all__ = ["table", "write"]
 COLUMNS = 5  # tasks side by side; more of them get a table of their own
 UNTRAINED = "zero-shot"
 REFERENCES = ("lora", "fine-tuning")
+BARS = "; bars are one standard deviation over the seeds to each side"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,6 @@ class _Picture:
 
 _Block = _Heading | _Text | _Table | _Picture
 _Measured = TypeVar("_Measured", Record, Row)
-_Item = TypeVar("_Item", Record, Row, Comparison)
 
 
 def table(summary: Summary) -> str:
@@ -161,8 +161,9 @@ _CELLS: dict[str, Callable[[Row, int], str]] = {
 }
 
 
-def _table_of(rows: Sequence[Row], n_seeds: int, *columns: str) -> _Table:
-    return _Table(list(columns), [[_CELLS[column](row, n_seeds) for column in columns] for row in rows])
+def _table_of(rows: Sequence[Row], n_seeds: int, *names: str) -> _Table:
+    columns = [name for name in names if name != "worst seed" or n_seeds > 1]
+    return _Table(columns, [[_CELLS[column](row, n_seeds) for column in columns] for row in rows])
 
 
 def _joined(values: Sequence[object]) -> str:
@@ -181,11 +182,19 @@ def _bold_best(rows: Sequence[Row], cells: Sequence[str], metric: str) -> list[s
 # Sections ------------------------------------------------------------------------------------------
 
 
-def _settings(items: Sequence[_Item]) -> Iterator[tuple[str, list[_Item]]]:
+def _settings(items: Sequence[_Measured]) -> Iterator[tuple[str, list[_Measured]]]:
     """Split by model and number of shots, with how to call that."""
     for model, shots in dict.fromkeys((item.model, item.shots) for item in items):
-        title = f"{_plain(model)}, {shots} training text{'s' * (shots > 1)} a class"
-        yield title, [item for item in items if (item.model, item.shots) == (model, shots)]
+        own = [item for item in items if (item.model, item.shots) == (model, shots)]
+        yield _title(own), own
+
+
+def _title(items: Sequence[_Measured]) -> str:
+    """How to call what one model made of one number of shots."""
+    model, shots = items[0].model, items[0].shots
+    # Two or more classes that all have so many texts give a multiple of it.
+    short = any(item.n_train < 2 * shots or item.n_train % shots for item in items)
+    return f"{_plain(model)}, {'at most ' * short}{shots} training text{'s' * (shots > 1)} a class"
 
 
 def _shown(items: Sequence[_Measured]) -> list[_Measured]:
@@ -213,14 +222,14 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
         tasks = _tasks(rows)
         yield _Heading(2, f"Accuracy: {title}")
         spread = (
-            f"mean ± standard deviation (n − 1) over {n_seeds} seeds ({_joined(summary.seeds)})"
+            f"mean ± standard deviation (n − 1) over {n_seeds} seeds ({_joined(summary.seeds)}); each seed draws its "
+            "own training texts, the same for all methods"
             if n_seeds > 1
-            else f"of one seed ({summary.seeds[0]})"
+            else f"of one seed ({summary.seeds[0]}); all methods saw the same training texts"
         )
         sizes = {row.task: (row.n_train, row.n_test) for row in rows}
         yield _Text(
-            f"Accuracy on the test texts in %, {spread}; each seed draws its own training texts, the same for all "
-            "methods. Bold: the highest of a column. Training and test texts: "
+            f"Accuracy on the test texts in %, {spread}. Bold: the highest of a column. Training and test texts: "
             + "; ".join(f"{task} {sizes[task][0]:,} and {sizes[task][1]:,}" for task in tasks)
             + "."
         )
@@ -236,6 +245,8 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
             "trained": [_CELLS["trained parameters"](row, n_seeds) for row in overall],
             "fit, s": [_seconds(row.fit_seconds) for row in overall],
         }
+        if n_seeds == 1:
+            del last["worst seed"]
         shared = {name: _aligned(overall, cells, names, "–") for name, cells in last.items()}
         for start in range(0, len(tasks), COLUMNS):
             end = start + COLUMNS
@@ -245,13 +256,14 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
             body = [[name, *cells] for name, *cells in zip(names, *chosen.values(), strict=True)]
             yield _Table(["method", *chosen], body)
         legend = (
-            "ECE: expected calibration error, 0 is best. Trained: parameters. Fit: the median over the seeds, on this "
-            "machine."
+            "ECE: expected calibration error, 0 is best. Trained: parameters. Fit: "
+            f"{'the median over the seeds, ' * (n_seeds > 1)}on this machine."
         )
         if len(tasks) > 1:
-            legend += " These columns and the worst seed are of the mean over the tasks."
-        if any(row.method in REFERENCES for row in rows):
-            legend += f" {' and '.join(REFERENCES)} train a copy of the LM: upper references."
+            legend += f" These columns{' and the worst seed' * (n_seeds > 1)} are of the mean over the tasks."
+        copies = [method for method in REFERENCES if method in {row.method for row in rows}]
+        if copies:
+            legend += f" Upper reference{'s' * (len(copies) > 1)}, with a copy of the LM: {_joined(copies)}."
         yield _Text(legend)
 
 
@@ -262,12 +274,14 @@ def _aligned(rows: Sequence[Row], cells: Sequence[str], names: Sequence[str], mi
 
 
 def _task_tables(summary: Summary) -> Iterator[_Block]:
+    n_seeds = len(summary.seeds)
     yield _Heading(2, "Every task in full")
     yield _Text(
         "NLL: negative log-likelihood in nats. ECE: expected calibration error, 15 bins. Brier: squared differences, "
-        "summed over the classes. All three: lower is better. ±: standard deviation (n − 1) over the seeds."
+        "summed over the classes. All three: lower is better."
+        + " ±: standard deviation (n − 1) over the seeds."
+        * (n_seeds > 1)
     )
-    n_seeds = len(summary.seeds)
     scores = ("accuracy, %", "worst seed", "macro-F1, %", "NLL", "ECE", "Brier")
     for title, rows in _settings(summary.rows):
         for task in _tasks(rows):
@@ -292,11 +306,12 @@ def _comparison_tables(summary: Summary) -> Iterator[_Block]:
         "permutation test over the pairs, exact for up to 14 of them, not corrected for the number of baselines; it "
         "speaks of these tasks, not of new ones."
     )
-    for title, own in _settings(summary.comparisons):
-        yield _Heading(3, f"{own[0].main}: {title}")
-        yield _Table(
-            ["against", "difference", "95 % interval", "wins", "ties", "losses", "p"], [_comparison_row(c) for c in own]
-        )
+    header = ["against", "difference", "95 % interval", "wins", "ties", "losses", "p"]
+    for title, rows in _settings(summary.rows):
+        own = [c for c in summary.comparisons if (c.model, c.shots) == (rows[0].model, rows[0].shots)]
+        if own:
+            yield _Heading(3, f"{own[0].main}: {title}")
+            yield _Table(header, [_comparison_row(c) for c in own])
 
 
 def _comparison_row(c: Comparison) -> list[str]:
@@ -317,11 +332,12 @@ def _cost_tables(summary: Summary) -> Iterator[_Block]:
     tuned = [(title, [r for r in _overall(rows) if r.trained_parameters]) for title, rows in _settings(summary.rows)]
     if not any(rows for _, rows in tuned):
         return
-    yield _Heading(2, "What training costs: prompt tuning, LoRA and full fine-tuning")
+    yield _Heading(2, "What training costs")
     yield _Text(
-        "Medians over the seeds, in the mean over the tasks. Memory: by how much fitting raised the process's resident "
-        "memory at most, with the LM already loaded (on a GPU: what was allocated there). Saved: what one task adds on "
-        "disk to the shared LM."
+        "Medians over the seeds. " * (len(summary.seeds) > 1)
+        + "Of several tasks, the mean. " * (len(_tasks(summary.rows)) > 1)
+        + "Memory: by how much fitting raised the process's resident memory at most, with the LM already loaded (on a "
+        "GPU: what was allocated there). Saved: what one task adds on disk to the shared LM."
     )
     costs = ("trained parameters", "peak memory, MB", "saved", "fit, s")
     for title, rows in tuned:
@@ -393,8 +409,10 @@ def _method_pictures(records: Sequence[Record]) -> Iterator[_Block]:
         yield _Picture(
             f"accuracy-{_slug(group[0].model)}-{group[0].shots}",
             plots.svg(drawing),
-            f"Accuracy by method, {title}: a small dot for each seed, the mean, and one standard deviation to each "
-            "side. Further right is better.",
+            f"Accuracy by method, {title}"
+            + ": a small dot for each seed, the mean, and one standard deviation to each side"
+            * (len({r.seed for r in group}) > 1)
+            + ". Further right is better.",
         )
 
 
@@ -426,7 +444,7 @@ def _shots_pictures(summary: Summary) -> Iterator[_Block]:
         drawing = plots.draw_curves(
             curves,
             main=_main_label(rows),
-            xlabel="training texts a class",
+            xlabel="training texts a class, at most",
             ylabel=f"accuracy, % ({over})",
             levels={},
             logarithmic=True,
@@ -435,8 +453,8 @@ def _shots_pictures(summary: Summary) -> Iterator[_Block]:
             _Picture(
                 f"shots-{_slug(model)}",
                 plots.svg(drawing),
-                f"What more labels buy, {_plain(model)}: accuracy, {over}, against training texts a class (logarithmic); "
-                "bars are one standard deviation over the seeds to each side.",
+                f"What more labels buy, {_plain(model)}: accuracy, {over}, against the most training texts a class "
+                f"(logarithmic){BARS * (len(summary.seeds) > 1)}.",
             )
         )
     if pictures:
@@ -468,8 +486,7 @@ def _length_section(summary: Summary) -> Iterator[_Block]:
         picture = _Picture(
             f"prompt-length-{_slug(model)}",
             plots.svg(drawing),
-            f"What a longer soft prompt buys, {_plain(model)}, {most} training texts a class: accuracy, {over}; bars "
-            "are one standard deviation over the seeds to each side.",
+            f"What a longer soft prompt buys, {_title(rows)}: accuracy, {over}{BARS * (len(summary.seeds) > 1)}.",
         )
         costs = ("trained parameters", "saved", "fit, s")
         blocks += [picture, _table_of(varied, len(summary.seeds), "method", "accuracy, %", "worst seed", *costs)]
@@ -489,7 +506,7 @@ def _of_main(records: Sequence[Record]) -> Iterator[tuple[str, str, str, dict[st
             tasks.setdefault(r.task, {}).setdefault(_name(r), []).append(r)
         measured = {task: by_name for task, by_name in tasks.items() if main in by_name}
         if measured:
-            yield model, title, main, measured
+            yield model, title + ", all seeds together" * (len({r.seed for r in own}) > 1), main, measured
 
 
 def _pooled(records: Sequence[Record], folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -509,8 +526,8 @@ def _calibration_pictures(records: Sequence[Record], folder: Path) -> Iterator[_
             _Picture(
                 f"reliability-{_slug(model)}",
                 plots.svg(plots.draw_reliability(panels, main=main)),
-                f"How often a method is right against how sure it is, {title}, all seeds together: on the dashed line "
-                "it is right as often as it says; below it, it is too sure. The larger a dot, the more texts.",
+                f"How often a method is right against how sure it is, {title}: on the dashed line it is right as often "
+                "as it says; below it, it is too sure. The larger a dot, the more texts.",
             )
         )
     if pictures:
@@ -529,7 +546,7 @@ def _confusion_pictures(records: Sequence[Record], folder: Path) -> Iterator[_Bl
                 _Picture(
                     f"confusion-{_slug(model)}-{_slug(task)}",
                     plots.svg(plots.draw_confusion(counts, classes)),
-                    f"{task}, {title}, all seeds together: where {main} puts the texts of each true class, in %. "
+                    f"{task}, {title}: where {main} puts the texts of each true class, in %. "
                     f"The diagonal is right{_worst_confusions(counts, classes)}.",
                 )
             )
