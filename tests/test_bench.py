@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verbtune import baselines, bench
-from verbtune.backbone import Backbone
+from verbtune.backbone import Backbone, BackboneError
 from verbtune.bench import BenchError, run
 from verbtune.data import DataError
 from verbtune.task import Task
@@ -392,6 +392,36 @@ def test_a_folder_that_cannot_be_written_is_refused(bench_run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match="cannot be written"):
         bench_run(output=tmp_path / "file" / "out", backbones=["/no/such/model"])
+
+
+@pytest.mark.parametrize("name", ["predictions", "records.jsonl"])
+def test_what_cannot_be_written_later_is_one_line(bench_run, tmp_path, monkeypatch, name):
+    def block(made: FakeMethod) -> None:
+        place = tmp_path / "out" / name
+        place.parent.mkdir()
+        place.write_text("") if name == "predictions" else place.mkdir()
+
+    monkeypatch.setattr(baselines, "make", fake(block))
+    with pytest.raises(
+        BenchError, match=rf"{name}.*: cannot be written \(.+\); make room, or choose a folder"
+    ) as raised:
+        bench_run()
+    assert "\n" not in str(raised.value)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_a_folder_with_a_saved_classifier_is_refused(bench_run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "verbtune.json").write_text("{}")
+    with pytest.raises(BenchError, match="out: holds a saved classifier; choose another folder"):
+        bench_run(backbones=["/no/such/model"])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["verbtune.json"]
+
+
+def test_what_fails_before_the_first_measurement_leaves_nothing_behind(bench_run, tmp_path):
+    with pytest.raises(BackboneError):
+        bench_run(backbones=["/no/such/model"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("module", "method"), [("matplotlib", "majority"), ("peft", "lora")])

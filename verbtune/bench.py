@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import hashlib
 import importlib
+import io
 import itertools
 import json
 import os
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from . import baselines
+from .artifact import STATE_FILE
 from .backbone import Backbone
 from .data import DataError, Split, Splits, checksum, load_splits, sample_shots
 from .metrics import score
@@ -146,7 +148,7 @@ def run(
     tasks : sequence of str, Path, dict or Task
     backbones : sequence of str, Path or Backbone
     output : str or Path
-        A folder; made if it is not there.
+        A folder, made if it is not there; none that holds a saved classifier.
     methods : sequence of str
         Of `verbtune.baselines.METHODS`.
     shots : sequence of int
@@ -264,11 +266,18 @@ def _check_imports(methods: Sequence[str]) -> None:
 
 def _check_writable(output: Path) -> None:
     try:
-        (output / "predictions").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output), tempfile.TemporaryFile(dir=output / "predictions"):
+        if (output / STATE_FILE).exists():
+            raise BenchError(f"{output}: holds a saved classifier; choose another folder")
+        # What fails before the first measurement leaves nothing behind, so that no folder is made here.
+        there = next(path for path in (output / "predictions", output, *output.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise BenchError(f"{output}: cannot be written ({error.strerror}); choose a folder you may write") from None
+        raise _no_writing(output, error) from None
+
+
+def _no_writing(path: Path, error: OSError) -> BenchError:
+    return BenchError(f"{path}: cannot be written ({error.strerror}); make room, or choose a folder you may write")
 
 
 def _load(task: Task, data: Path | None, limit: int | None) -> Splits:
@@ -398,21 +407,18 @@ def _measure(job: _Job, classifier: Any) -> tuple[Record, NDArray[np.float64]]:
 def _store(record: Record, probabilities: NDArray[np.float64], labels: Sequence[str], output: Path) -> None:
     """Put a measurement on disk: its probabilities first, so that a record always has them."""
     classes, truth = np.unique(labels, return_inverse=True)
-    path = _predictions_file(output, record)
-    temporary = path.with_suffix(".tmp")
+    packed = io.BytesIO()
+    np.savez_compressed(
+        packed, probabilities=probabilities.astype(np.float32), truth=truth.astype(np.uint16), classes=classes
+    )
     line = json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(_predictions_file(output, record), packed.getvalue())
+    path = output / "records.jsonl"
     try:
-        with temporary.open("wb") as stream:
-            np.savez_compressed(
-                stream, probabilities=probabilities.astype(np.float32), truth=truth.astype(np.uint16), classes=classes
-            )
-        os.replace(temporary, path)
-        with (output / "records.jsonl").open("a", encoding="utf-8") as lines:
+        with path.open("a", encoding="utf-8") as lines:
             lines.write(line)
     except OSError as error:
-        raise BenchError(
-            f"{output}: cannot be written ({error.strerror}); make room and run the bench again, it goes on from here"
-        ) from None
+        raise _no_writing(path, error) from None
 
 
 @contextlib.contextmanager
@@ -513,7 +519,7 @@ def predictions(output: str | Path, record: Record) -> tuple[NDArray[Any], NDArr
         raise BenchError(f"{path}: cannot be read ({error}); remove it and run the bench again") from None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name and rename it when it is whole.
 
     Raises
@@ -523,8 +529,9 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BenchError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write") from None
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _no_writing(path, error) from None
