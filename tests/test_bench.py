@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verbtune import baselines, bench
-from verbtune.backbone import Backbone
+from verbtune.backbone import Backbone, BackboneError
 from verbtune.bench import BenchError, run
 from verbtune.data import DataError
 from verbtune.task import Task
@@ -39,8 +39,12 @@ class FakeMethod:
 
     def __init__(self, method: str, seed: int, prompt_length: int | None) -> None:
         self.key = (method, seed, prompt_length)
+        self.parameters = {"C": 1.0}
         self.trained_parameters_ = 10 * (1 + (prompt_length or 0))
         self.artifact_bytes_ = 2048
+
+    def get_params(self, deep: bool) -> dict[str, Any]:
+        return {"task": object(), "model": object(), **self.parameters}
 
     def fit(self, X: Any, y: Any) -> FakeMethod:
         self.fits.append(self.key)
@@ -242,12 +246,36 @@ def test_a_damaged_line_before_the_last_is_reported(bench_run, tmp_path):
         bench_run()
 
 
-@pytest.mark.parametrize("field", ["split_checksum", "model_fingerprint", "task_checksum"])
+@pytest.mark.parametrize("field", ["split_checksum", "model_fingerprint", "task_checksum", "method_checksum"])
 def test_records_of_other_data_models_or_specs_do_not_count(bench_run, tmp_path, field):
     bench_run()
     path = tmp_path / "out" / "records.jsonl"
     changed = [plain | {field: "0" * 64} for plain in lines(tmp_path)]
     path.write_text("".join(json.dumps(plain) + "\n" for plain in changed))
+    FakeMethod.fits.clear()
+    assert len(bench_run().records) == len(FakeMethod.fits) == 6
+
+
+def test_a_method_with_other_parameters_is_measured_anew(bench_run, tmp_path, monkeypatch):
+    def change(made: FakeMethod) -> None:
+        if made.key[0] == "tfidf":
+            made.parameters["C"] = 2.0
+
+    bench_run()
+    FakeMethod.fits.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines, "make", fake(change))
+        assert len(bench_run().records) == 6
+    assert FakeMethod.fits == [("tfidf", 1, None), ("tfidf", 2, None)]
+    assert len(bench_run().records) == 6
+    assert len(FakeMethod.fits) == 2  # what was measured first is still there
+
+
+def test_records_from_before_parameters_were_noted_do_not_count(bench_run, tmp_path):
+    bench_run()
+    path = tmp_path / "out" / "records.jsonl"
+    old = [{key: value for key, value in plain.items() if key != "method_checksum"} for plain in lines(tmp_path)]
+    path.write_text("".join(json.dumps(plain) + "\n" for plain in old))
     FakeMethod.fits.clear()
     assert len(bench_run().records) == len(FakeMethod.fits) == 6
 
@@ -364,6 +392,36 @@ def test_a_folder_that_cannot_be_written_is_refused(bench_run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match="cannot be written"):
         bench_run(output=tmp_path / "file" / "out", backbones=["/no/such/model"])
+
+
+@pytest.mark.parametrize("name", ["predictions", "records.jsonl"])
+def test_what_cannot_be_written_later_is_one_line(bench_run, tmp_path, monkeypatch, name):
+    def block(made: FakeMethod) -> None:
+        place = tmp_path / "out" / name
+        place.parent.mkdir()
+        place.write_text("") if name == "predictions" else place.mkdir()
+
+    monkeypatch.setattr(baselines, "make", fake(block))
+    with pytest.raises(
+        BenchError, match=rf"{name}.*: cannot be written \(.+\); make room, or choose a folder"
+    ) as raised:
+        bench_run()
+    assert "\n" not in str(raised.value)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_a_folder_with_a_saved_classifier_is_refused(bench_run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "verbtune.json").write_text("{}")
+    with pytest.raises(BenchError, match="out: holds a saved classifier; choose another folder"):
+        bench_run(backbones=["/no/such/model"])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["verbtune.json"]
+
+
+def test_what_fails_before_the_first_measurement_leaves_nothing_behind(bench_run, tmp_path):
+    with pytest.raises(BackboneError):
+        bench_run(backbones=["/no/such/model"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("module", "method"), [("matplotlib", "majority"), ("peft", "lora")])

@@ -94,7 +94,7 @@ def test_the_report_has_all_its_sections(outcome, tmp_path):
         "Accuracy: BertForMaskedLM, 2 training texts a class",
         "Accuracy: BertForMaskedLM, 4 training texts a class",
         "Is verbtune better? Paired tests",
-        "What training costs: prompt tuning, LoRA and full fine-tuning",
+        "What training costs",
         "Accuracy against labelled texts",
         "Accuracy against prompt length",
         "Calibration",
@@ -122,6 +122,15 @@ def test_the_report_has_all_its_sections(outcome, tmp_path):
     assert page.count("<svg") == page.count("<figcaption>") == markdown.count("](pictures/") == len(files) == 7
 
 
+def test_the_main_method_stands_out_by_the_name_that_is_shown(outcome, tmp_path, monkeypatch):
+    draw, mains = plots.draw_curves, []
+    monkeypatch.setattr(
+        plots, "draw_curves", lambda curves, **asked: mains.append(asked["main"]) or draw(curves, **asked)
+    )
+    written(Outcome([r for r in outcome.records if r.method != "verbtune" or r.prompt_length == 1], []), tmp_path)
+    assert mains == ["verbtune, 1 token"]
+
+
 def test_the_page_needs_nothing_from_outside(outcome, tmp_path):
     _, page = written(outcome, tmp_path)
     parsed = _Checked(page)
@@ -135,6 +144,19 @@ def test_an_error_message_is_shown_as_it_is(outcome, tmp_path):
     assert "no room | for &lt;script&gt;alert(1)&lt;/script&gt; **here** in `it`" in page
     row = next(line for line in markdown.splitlines() if "no room" in line)
     assert len(re.findall(r"(?<!\\)\|", row)) == 7  # six cells: the bar in the message divides none
+
+
+def test_names_of_models_and_classes_are_shown_as_they_are(outcome, tmp_path, monkeypatch):
+    model, classes = r"C:\models\[x](*y*)", ["a*b*", "<i>`c`"]
+    wrong = np.eye(2)[::-1], np.arange(2), classes
+    monkeypatch.setattr(report, "predictions", lambda folder, record: wrong)
+    records = [dataclasses.replace(r, model=model) for r in outcome.records]
+    failures = [dataclasses.replace(f, model=model) for f in outcome.failures]
+    markdown, page = written(Outcome(records, failures), tmp_path)
+    assert page.count(model) > 10
+    assert "a*b* taken for &lt;i&gt;`c`" in page
+    assert markdown.count(r"C:\\models\\\[x\](\*y\*)") == markdown.count("C:") > 10
+    assert r"a\*b\* taken for \<i\>\`c\`" in markdown
 
 
 def test_pictures_are_whole_and_pointed_to(outcome, tmp_path):
@@ -173,10 +195,24 @@ def test_missing_seeds_and_tasks_are_said():
     assert cells["tfidf"] == ["40.0 (1 of 2 seeds)", "failed", "–", "–", "–", "–", "–"]
 
 
+def test_no_seed_with_all_tasks_leaves_the_mean_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "predictions", lambda folder, record: (np.eye(2), np.arange(2), ["no", "yes"]))
+    records = [
+        record(task=task, seed=seed, method=method, shots=shots, prompt_length=length, accuracy=0.5)
+        for task, seed in (("a", 1), ("b", 2))
+        for method, shots, length in (("tfidf", 2, None), ("verbtune", 2, 1), ("verbtune", 2, 5), ("verbtune", 4, 1))
+    ]
+    markdown, _ = written(Outcome(records, []), tmp_path)
+    cells = {row[0].strip(): [c.strip() for c in row[1:]] for row in table_lines(report.table(summarize(records)))}
+    assert cells["tfidf"][2:] == ["–"] * 5
+    for heading in ("What training costs", "Accuracy against labelled texts", "Accuracy against prompt length"):
+        assert heading not in markdown  # nothing to show under it
+
+
 def test_many_tasks_stand_in_tables_side_by_side():
     records = [record(task=f"task{t}", method=m) for t in range(7) for m in METHODS]
     headers = [row for row in table_lines(report.table(summarize(records))) if row[0].strip() == "method"]
-    assert [len(row) for row in headers] == [6, 8]
+    assert [len(row) for row in headers] == [6, 7]
     assert headers[1][3].strip() == "mean of tasks"
 
 
@@ -189,8 +225,35 @@ def test_one_seed_of_one_task(tmp_path, task, monkeypatch):
     markdown, page = written(outcome, tmp_path)
     assert "of one seed (1)" in markdown
     assert "There is nothing to pair" in markdown
-    assert "mean of tasks" not in page
     assert "nan" not in markdown
+    for said in (
+        "worst seed",
+        "over the seeds",
+        "over the tasks",
+        "standard deviation",
+        "each seed",
+        "all seeds",
+        "mean",
+    ):
+        assert said not in page, said
+
+
+def test_fewer_texts_than_were_asked_for_are_said():
+    for shots, n_train, title in (
+        (80, 160, "m, 80 training texts a class"),
+        (100, 160, "m, at most 100 training texts a class"),
+        (100_000, 160, "m, at most 100000 training texts a class"),
+        (1, 2, "m, 1 training text a class"),
+    ):
+        records = [record(shots=shots, n_train=n_train, seed=seed, method=m) for m in METHODS for seed in (1, 2)]
+        assert report.table(summarize(records)).startswith(f"## Accuracy: {title}\n")
+
+
+def test_only_the_references_that_ran_are_named():
+    said = report.table(summarize([record(), record(method="lora")]))
+    assert "Upper reference, with a copy of the LM: lora." in said
+    assert "fine-tuning" not in said
+    assert "Upper reference" not in report.table(summarize([record()]))
 
 
 def test_nothing_finished_is_a_report_too(tmp_path):
@@ -207,9 +270,19 @@ def test_without_the_main_method_the_rest_is_there(outcome, tmp_path):
     assert "There is nothing to pair" in markdown
 
 
-def test_lost_predictions_are_named(outcome, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"PK damaged",
+        lambda whole: b"",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:100] + b"\xff" * 40 + whole[140:],
+    ],
+    ids=["other", "empty", "cut", "overwritten"],
+)
+def test_lost_predictions_are_named(outcome, tmp_path, damage):
     for path in (tmp_path / "out" / "predictions").glob("*verbtune*"):
-        path.write_bytes(b"PK damaged")
+        path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BenchError, match=r"verbtune.*\.npz: cannot be read .*run the bench again"):
         report.write(outcome, tmp_path / "out")
 
@@ -228,6 +301,21 @@ def test_confusion_matrices_of_any_size(n):
     assert ("class_1<" in text) == (n <= 40)
     assert ("sorted by name" in text) == (n > 40)
     assert text.count(">100<") == 1 + n * (n <= 15)  # one on the scale
+
+
+def test_dollar_signs_in_names_are_no_mathematics():
+    names = ["cost $5_$", "$x$", "plain"]
+    curves = {name: [(1.0, 2.0, 0.0), (2.0, 3.0, 0.0)] for name in names}
+    reliable = {name: (np.ones(1), np.ones(1), np.ones(1)) for name in names}
+    for drawing in (
+        plots.draw_confusion(np.eye(3), names),
+        plots.draw_methods(dict.fromkeys(names, dict.fromkeys(names, (1.0, 2.0))), main="$x$", xlabel="$x$"),
+        plots.draw_curves(curves, main="$x$", xlabel="$x$", ylabel="$x$", levels={}, logarithmic=True),
+        plots.draw_reliability(dict.fromkeys(names, reliable), main="$x$"),
+    ):
+        text = plots.svg(drawing)
+        assert text.count(">cost $5_$<") == text.count(">plain<") > 0
+        assert ">$x$<" in text
 
 
 def test_a_figure_keeps_the_pages_ink():

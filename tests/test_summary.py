@@ -24,6 +24,7 @@ def record(**changes: Any) -> Record:
         "model_fingerprint": "f",
         "task_checksum": "t",
         "versions": {},
+        "method_checksum": "p",
     }
     return Record(**plain | changes)
 

@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import hashlib
 import importlib
+import io
 import itertools
 import json
 import os
@@ -21,6 +22,8 @@ import tempfile
 import threading
 import time
 import traceback
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +36,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from . import baselines
+from .artifact import STATE_FILE
 from .backbone import Backbone
 from .data import DataError, Split, Splits, checksum, load_splits, sample_shots
 from .metrics import score
@@ -54,7 +58,7 @@ WITH_PROMPT_LENGTH = ("soft-prompt", "verbtune")
 SAMPLING_SECONDS = 0.005
 IDENTITY = (
     *("task", "method", "model", "shots", "seed", "prompt_length"),
-    *("split_checksum", "model_fingerprint", "task_checksum"),
+    *("split_checksum", "model_fingerprint", "task_checksum", "method_checksum"),
 )
 
 
@@ -108,14 +112,14 @@ class _Job:
             "prompt_length": self.prompt_length,
         }
 
-    @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self, classifier: Any) -> dict[str, Any]:
         """What a record must agree in to be this job's: the names are `IDENTITY`, the values plain JSON."""
         return {
             **self.asked,
             "split_checksum": self.split_checksum,
             "model_fingerprint": self.backbone.fingerprint,
-            "task_checksum": hashlib.sha256(self.task.to_yaml().encode()).hexdigest(),
+            "task_checksum": _digest(self.task.to_yaml()),
+            "method_checksum": _method_checksum(classifier),
         }
 
 
@@ -136,15 +140,15 @@ def run(
 
     What can be checked cheaply is checked first. Every finished measurement is appended to
     `output/records.jsonl`, its probabilities go to `output/predictions`, and all that was asked for goes to
-    `output/results.json` at the end. A measurement that is there already, of the same texts, task spec, LM
-    and version of verbtune, is not repeated. A method that ends with an error does not end the bench.
+    `output/results.json` at the end. A measurement that is there already, of the same texts, task spec, LM,
+    parameters and version of verbtune, is not repeated. A method that ends with an error does not end the bench.
 
     Parameters
     ----------
     tasks : sequence of str, Path, dict or Task
     backbones : sequence of str, Path or Backbone
     output : str or Path
-        A folder; made if it is not there.
+        A folder, made if it is not there; none that holds a saved classifier.
     methods : sequence of str
         Of `verbtune.baselines.METHODS`.
     shots : sequence of int
@@ -189,17 +193,20 @@ def run(
     with bar, _quick_collection():
         for job in jobs:
             bar.set_postfix_str(f"{job.task.task}, {label(job.method, job.prompt_length)}, seed {job.seed}")
-            record = finished.get(_key(job.identity))
-            if record is not None and _predictions_file(output, record).is_file():
-                records.append(record)
+            probabilities = None
+            try:
+                made = baselines.make(
+                    job.method, job.task, job.backbone, seed=job.seed, prompt_length=job.prompt_length
+                )
+                record = finished.get(_key(job.identity(made)))
+                if record is None or not _predictions_file(output, record).is_file():
+                    record, probabilities = _measure(job, made)
+            except Exception as error:
+                failures.append(_failure(job, error))
             else:
-                try:
-                    record, probabilities = _measure(job)
-                except Exception as error:
-                    failures.append(_failure(job, error))
-                else:
+                if probabilities is not None:
                     _store(record, probabilities, job.test.labels, output)
-                    records.append(record)
+                records.append(record)
             bar.update()
     outcome = Outcome(records, failures)
     plain = dataclasses.asdict(outcome) | {"summary": dataclasses.asdict(summarize(records))}
@@ -259,11 +266,18 @@ def _check_imports(methods: Sequence[str]) -> None:
 
 def _check_writable(output: Path) -> None:
     try:
-        (output / "predictions").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output), tempfile.TemporaryFile(dir=output / "predictions"):
+        if (output / STATE_FILE).exists():
+            raise BenchError(f"{output}: holds a saved classifier; choose another folder")
+        # What fails before the first measurement leaves nothing behind, so that no folder is made here.
+        there = next(path for path in (output / "predictions", output, *output.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise BenchError(f"{output}: cannot be written ({error.strerror}); choose a folder you may write") from None
+        raise _no_writing(output, error) from None
+
+
+def _no_writing(path: Path, error: OSError) -> BenchError:
+    return BenchError(f"{path}: cannot be written ({error.strerror}); make room, or choose a folder you may write")
 
 
 def _load(task: Task, data: Path | None, limit: int | None) -> Splits:
@@ -314,8 +328,19 @@ def _name(backbone: Backbone) -> str:
     return backbone.name or type(backbone.model).__name__
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _method_checksum(classifier: Any) -> str:
+    # What a caller's factory changes besides, such as a `fit` of its own, cannot be seen: it needs another name.
+    kind = type(classifier)
+    asked = sorted((k, v) for k, v in classifier.get_params(deep=False).items() if k not in ("task", "model"))
+    return _digest(f"{kind.__module__}.{kind.__qualname__}{asked!r}")
+
+
 def _key(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return _digest(json.dumps(identity, sort_keys=True))
 
 
 def _record_key(record: Record) -> str:
@@ -349,9 +374,9 @@ def _read_records(path: Path) -> dict[str, Record]:
     return finished
 
 
-def _measure(job: _Job) -> tuple[Record, NDArray[np.float64]]:
+def _measure(job: _Job, classifier: Any) -> tuple[Record, NDArray[np.float64]]:
     """Fit, ask and score: the record, and the probabilities (N, C) of the sorted classes."""
-    classifier = baselines.make(job.method, job.task, job.backbone, seed=job.seed, prompt_length=job.prompt_length)
+    identity = job.identity(classifier)
     with _interrupts() as interrupts:
         fit_seconds, peak = _watched(lambda: classifier.fit(job.train.rows, job.train.labels), job.backbone.device)
         # A training loop that keeps its best step on Ctrl-C has not finished for us.
@@ -362,7 +387,7 @@ def _measure(job: _Job) -> tuple[Record, NDArray[np.float64]]:
     predict_seconds = time.perf_counter() - start
     scores: dict[str, Any] = score(probabilities, job.test.labels, classifier.classes_.tolist())
     record = Record(
-        **job.identity,
+        **identity,
         **scores,
         n_train=len(job.train),
         n_test=len(job.test),
@@ -382,21 +407,18 @@ def _measure(job: _Job) -> tuple[Record, NDArray[np.float64]]:
 def _store(record: Record, probabilities: NDArray[np.float64], labels: Sequence[str], output: Path) -> None:
     """Put a measurement on disk: its probabilities first, so that a record always has them."""
     classes, truth = np.unique(labels, return_inverse=True)
-    path = _predictions_file(output, record)
-    temporary = path.with_suffix(".tmp")
+    packed = io.BytesIO()
+    np.savez_compressed(
+        packed, probabilities=probabilities.astype(np.float32), truth=truth.astype(np.uint16), classes=classes
+    )
     line = json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(_predictions_file(output, record), packed.getvalue())
+    path = output / "records.jsonl"
     try:
-        with temporary.open("wb") as stream:
-            np.savez_compressed(
-                stream, probabilities=probabilities.astype(np.float32), truth=truth.astype(np.uint16), classes=classes
-            )
-        os.replace(temporary, path)
-        with (output / "records.jsonl").open("a", encoding="utf-8") as lines:
+        with path.open("a", encoding="utf-8") as lines:
             lines.write(line)
     except OSError as error:
-        raise BenchError(
-            f"{output}: cannot be written ({error.strerror}); make room and run the bench again, it goes on from here"
-        ) from None
+        raise _no_writing(path, error) from None
 
 
 @contextlib.contextmanager
@@ -493,11 +515,11 @@ def predictions(output: str | Path, record: Record) -> tuple[NDArray[Any], NDArr
     try:
         with np.load(path, allow_pickle=False) as saved:
             return saved["probabilities"], saved["truth"].astype(np.intp), saved["classes"].tolist()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BenchError(f"{path}: cannot be read ({error}); remove it and run the bench again") from None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name and rename it when it is whole.
 
     Raises
@@ -507,8 +529,9 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BenchError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write") from None
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _no_writing(path, error) from None

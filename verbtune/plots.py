@@ -262,7 +262,11 @@ def _styles() -> list[tuple[str, str, str]]:
 
 
 def _inked(drawing: Figure) -> Figure:
-    """Give text, axes and ticks the colour of ink."""
+    """Give text, axes and ticks the colour of ink, and show `$` in a name as it is."""
+    from matplotlib.text import Text
+
+    for text in drawing.findobj(Text):
+        text.set_parse_math(False)
     for ax in drawing.axes:
         ax.tick_params(colors=INK, labelcolor=INK)
         for spine in ax.spines.values():

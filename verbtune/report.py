@@ -21,6 +21,7 @@ __all__ = ["table", "write"]
 COLUMNS = 5  # tasks side by side; more of them get a table of their own
 UNTRAINED = "zero-shot"
 REFERENCES = ("lora", "fine-tuning")
+BARS = "; bars are one standard deviation over the seeds to each side"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,6 @@ class _Picture:
 
 _Block = _Heading | _Text | _Table | _Picture
 _Measured = TypeVar("_Measured", Record, Row)
-_Item = TypeVar("_Item", Record, Row, Comparison)
 
 
 def table(summary: Summary) -> str:
@@ -102,7 +102,7 @@ def _report(outcome: Outcome, folder: Path) -> Iterator[_Block]:
         yield from _method_pictures(_shown(records))
         yield from _comparison_tables(summary)
         yield from _cost_tables(shown)
-        yield from _shots_picture(shown)
+        yield from _shots_pictures(shown)
         yield from _length_section(summary)
         yield from _calibration_pictures(records, folder)
         yield from _confusion_pictures(records, folder)
@@ -161,8 +161,9 @@ _CELLS: dict[str, Callable[[Row, int], str]] = {
 }
 
 
-def _table_of(rows: Sequence[Row], n_seeds: int, *columns: str) -> _Table:
-    return _Table(list(columns), [[_CELLS[column](row, n_seeds) for column in columns] for row in rows])
+def _table_of(rows: Sequence[Row], n_seeds: int, *names: str) -> _Table:
+    columns = [name for name in names if name != "worst seed" or n_seeds > 1]
+    return _Table(columns, [[_CELLS[column](row, n_seeds) for column in columns] for row in rows])
 
 
 def _joined(values: Sequence[object]) -> str:
@@ -171,7 +172,7 @@ def _joined(values: Sequence[object]) -> str:
 
 def _bold_best(rows: Sequence[Row], cells: Sequence[str], metric: str) -> list[str]:
     """Embolden the highest mean, and what cannot be told from it as it is printed."""
-    best = max(round(100 * row.scores[metric].mean, 1) for row in rows)
+    best = max((round(100 * row.scores[metric].mean, 1) for row in rows), default=None)
     return [
         f"**{cell}**" if round(100 * row.scores[metric].mean, 1) == best else cell
         for row, cell in zip(rows, cells, strict=True)
@@ -181,11 +182,19 @@ def _bold_best(rows: Sequence[Row], cells: Sequence[str], metric: str) -> list[s
 # Sections ------------------------------------------------------------------------------------------
 
 
-def _settings(items: Sequence[_Item]) -> Iterator[tuple[str, list[_Item]]]:
+def _settings(items: Sequence[_Measured]) -> Iterator[tuple[str, list[_Measured]]]:
     """Split by model and number of shots, with how to call that."""
     for model, shots in dict.fromkeys((item.model, item.shots) for item in items):
-        title = f"{model}, {shots} training text{'s' * (shots > 1)} a class"
-        yield title, [item for item in items if (item.model, item.shots) == (model, shots)]
+        own = [item for item in items if (item.model, item.shots) == (model, shots)]
+        yield _title(own), own
+
+
+def _title(items: Sequence[_Measured]) -> str:
+    """How to call what one model made of one number of shots."""
+    model, shots = items[0].model, items[0].shots
+    # Two or more classes that all have so many texts give a multiple of it.
+    short = any(item.n_train < 2 * shots or item.n_train % shots for item in items)
+    return f"{_plain(model)}, {'at most ' * short}{shots} training text{'s' * (shots > 1)} a class"
 
 
 def _shown(items: Sequence[_Measured]) -> list[_Measured]:
@@ -213,14 +222,14 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
         tasks = _tasks(rows)
         yield _Heading(2, f"Accuracy: {title}")
         spread = (
-            f"mean ± standard deviation (n − 1) over {n_seeds} seeds ({_joined(summary.seeds)})"
+            f"mean ± standard deviation (n − 1) over {n_seeds} seeds ({_joined(summary.seeds)}); each seed draws its "
+            "own training texts, the same for all methods"
             if n_seeds > 1
-            else f"of one seed ({summary.seeds[0]})"
+            else f"of one seed ({summary.seeds[0]}); all methods saw the same training texts"
         )
         sizes = {row.task: (row.n_train, row.n_test) for row in rows}
         yield _Text(
-            f"Accuracy on the test texts in %, {spread}; each seed draws its own training texts, the same for all "
-            "methods. Bold: the highest of a column. Training and test texts: "
+            f"Accuracy on the test texts in %, {spread}. Bold: the highest of a column. Training and test texts: "
             + "; ".join(f"{task} {sizes[task][0]:,} and {sizes[task][1]:,}" for task in tasks)
             + "."
         )
@@ -236,6 +245,8 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
             "trained": [_CELLS["trained parameters"](row, n_seeds) for row in overall],
             "fit, s": [_seconds(row.fit_seconds) for row in overall],
         }
+        if n_seeds == 1:
+            del last["worst seed"]
         shared = {name: _aligned(overall, cells, names, "–") for name, cells in last.items()}
         for start in range(0, len(tasks), COLUMNS):
             end = start + COLUMNS
@@ -245,13 +256,14 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
             body = [[name, *cells] for name, *cells in zip(names, *chosen.values(), strict=True)]
             yield _Table(["method", *chosen], body)
         legend = (
-            "ECE: expected calibration error, 0 is best. Trained: parameters. Fit: the median over the seeds, on this "
-            "machine."
+            "ECE: expected calibration error, 0 is best. Trained: parameters. Fit: "
+            f"{'the median over the seeds, ' * (n_seeds > 1)}on this machine."
         )
         if len(tasks) > 1:
-            legend += " These columns and the worst seed are of the mean over the tasks."
-        if any(row.method in REFERENCES for row in rows):
-            legend += f" {' and '.join(REFERENCES)} train a copy of the LM: upper references."
+            legend += f" These columns{' and the worst seed' * (n_seeds > 1)} are of the mean over the tasks."
+        copies = [method for method in REFERENCES if method in {row.method for row in rows}]
+        if copies:
+            legend += f" Upper reference{'s' * (len(copies) > 1)}, with a copy of the LM: {_joined(copies)}."
         yield _Text(legend)
 
 
@@ -262,12 +274,14 @@ def _aligned(rows: Sequence[Row], cells: Sequence[str], names: Sequence[str], mi
 
 
 def _task_tables(summary: Summary) -> Iterator[_Block]:
+    n_seeds = len(summary.seeds)
     yield _Heading(2, "Every task in full")
     yield _Text(
         "NLL: negative log-likelihood in nats. ECE: expected calibration error, 15 bins. Brier: squared differences, "
-        "summed over the classes. All three: lower is better. ±: standard deviation (n − 1) over the seeds."
+        "summed over the classes. All three: lower is better."
+        + " ±: standard deviation (n − 1) over the seeds."
+        * (n_seeds > 1)
     )
-    n_seeds = len(summary.seeds)
     scores = ("accuracy, %", "worst seed", "macro-F1, %", "NLL", "ECE", "Brier")
     for title, rows in _settings(summary.rows):
         for task in _tasks(rows):
@@ -292,11 +306,12 @@ def _comparison_tables(summary: Summary) -> Iterator[_Block]:
         "permutation test over the pairs, exact for up to 14 of them, not corrected for the number of baselines; it "
         "speaks of these tasks, not of new ones."
     )
-    for title, own in _settings(summary.comparisons):
-        yield _Heading(3, f"{own[0].main}: {title}")
-        yield _Table(
-            ["against", "difference", "95 % interval", "wins", "ties", "losses", "p"], [_comparison_row(c) for c in own]
-        )
+    header = ["against", "difference", "95 % interval", "wins", "ties", "losses", "p"]
+    for title, rows in _settings(summary.rows):
+        own = [c for c in summary.comparisons if (c.model, c.shots) == (rows[0].model, rows[0].shots)]
+        if own:
+            yield _Heading(3, f"{own[0].main}: {title}")
+            yield _Table(header, [_comparison_row(c) for c in own])
 
 
 def _comparison_row(c: Comparison) -> list[str]:
@@ -314,19 +329,21 @@ def _points(difference: float) -> str:
 
 
 def _cost_tables(summary: Summary) -> Iterator[_Block]:
-    tuned = [row for row in summary.rows if row.trained_parameters]
-    if not tuned:
+    tuned = [(title, [r for r in _overall(rows) if r.trained_parameters]) for title, rows in _settings(summary.rows)]
+    if not any(rows for _, rows in tuned):
         return
-    yield _Heading(2, "What training costs: prompt tuning, LoRA and full fine-tuning")
+    yield _Heading(2, "What training costs")
     yield _Text(
-        "Medians over the seeds, in the mean over the tasks. Memory: by how much fitting raised the process's resident "
-        "memory at most, with the LM already loaded (on a GPU: what was allocated there). Saved: what one task adds on "
-        "disk to the shared LM."
+        "Medians over the seeds. " * (len(summary.seeds) > 1)
+        + "Of several tasks, the mean. " * (len(_tasks(summary.rows)) > 1)
+        + "Memory: by how much fitting raised the process's resident memory at most, with the LM already loaded (on a "
+        "GPU: what was allocated there). Saved: what one task adds on disk to the shared LM."
     )
-    for title, rows in _settings(tuned):
-        yield _Heading(3, title)
-        costs = ("trained parameters", "peak memory, MB", "saved", "fit, s")
-        yield _table_of(_overall(rows), len(summary.seeds), "method", "accuracy, %", *costs)
+    costs = ("trained parameters", "peak memory, MB", "saved", "fit, s")
+    for title, rows in tuned:
+        if rows:
+            yield _Heading(3, title)
+            yield _table_of(rows, len(summary.seeds), "method", "accuracy, %", *costs)
 
 
 def _failure_table(outcome: Outcome) -> Iterator[_Block]:
@@ -343,7 +360,7 @@ def _failure_table(outcome: Outcome) -> Iterator[_Block]:
         [
             [
                 task,
-                model,
+                _plain(model),
                 *(
                     _joined(list(dict.fromkeys(values)))
                     for values in (map(_name, failures), (f.shots for f in failures), (f.seed for f in failures))
@@ -361,7 +378,7 @@ def _provenance(records: Sequence[Record]) -> Iterator[_Block]:
     for version in versions:
         yield _Text(_joined([f"{name} {number}" for name, number in version]) + ".")
     models = dict.fromkeys((record.model, record.model_fingerprint) for record in records)
-    yield _Table(["model", "SHA-256 of its weights"], [[model, f"`{total}`"] for model, total in models])
+    yield _Table(["model", "SHA-256 of its weights"], [[_plain(model), f"`{total}`"] for model, total in models])
     yield _Text(
         "Training and test texts of every seed, by the first 16 digits of their SHA-256; all methods saw the same."
     )
@@ -379,8 +396,8 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _main_label(records: Sequence[Record]) -> str:
-    return label(baselines.MAIN, shown_length(baselines.MAIN, records))
+def _main_label(items: Sequence[Record] | Sequence[Row]) -> str:
+    return label(baselines.MAIN, shown_length(baselines.MAIN, items))
 
 
 def _method_pictures(records: Sequence[Record]) -> Iterator[_Block]:
@@ -392,8 +409,10 @@ def _method_pictures(records: Sequence[Record]) -> Iterator[_Block]:
         yield _Picture(
             f"accuracy-{_slug(group[0].model)}-{group[0].shots}",
             plots.svg(drawing),
-            f"Accuracy by method, {title}: a small dot for each seed, the mean, and one standard deviation to each "
-            "side. Further right is better.",
+            f"Accuracy by method, {title}"
+            + ": a small dot for each seed, the mean, and one standard deviation to each side"
+            * (len({r.seed for r in group}) > 1)
+            + ". Further right is better.",
         )
 
 
@@ -408,43 +427,49 @@ def _curves(
 
 
 def _by_model(summary: Summary) -> Iterator[tuple[str, str, list[Row]]]:
-    """Rows in the mean over tasks of every model, and how to call that mean."""
+    """Rows in the mean over tasks of every model that has some, and how to call that mean."""
     for model in dict.fromkeys(row.model for row in summary.rows):
         rows = [row for row in summary.rows if row.model == model]
-        tasks = _tasks(rows)
-        yield model, f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0], _overall(rows)
+        tasks, overall = _tasks(rows), _overall(rows)
+        if overall:
+            yield model, f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0], overall
 
 
-def _shots_picture(summary: Summary) -> Iterator[_Block]:
-    if len({row.shots for row in summary.rows}) < 2:
-        return
-    yield _Heading(2, "Accuracy against labelled texts")
+def _shots_pictures(summary: Summary) -> Iterator[_Block]:
+    pictures = []
     for model, over, rows in _by_model(summary):
+        if len({row.shots for row in rows}) < 2:
+            continue
         curves = _curves(rows, lambda row: row.shots, _name)
         drawing = plots.draw_curves(
             curves,
-            main=baselines.MAIN,
-            xlabel="training texts a class",
+            main=_main_label(rows),
+            xlabel="training texts a class, at most",
             ylabel=f"accuracy, % ({over})",
             levels={},
             logarithmic=True,
         )
-        yield _Picture(
-            f"shots-{_slug(model)}",
-            plots.svg(drawing),
-            f"What more labels buy, {model}: accuracy, {over}, against training texts a class (logarithmic); bars are "
-            "one standard deviation over the seeds to each side.",
+        pictures.append(
+            _Picture(
+                f"shots-{_slug(model)}",
+                plots.svg(drawing),
+                f"What more labels buy, {_plain(model)}: accuracy, {over}, against the most training texts a class "
+                f"(logarithmic){BARS * (len(summary.seeds) > 1)}.",
+            )
         )
+    if pictures:
+        yield _Heading(2, "Accuracy against labelled texts")
+        yield from pictures
 
 
 def _length_section(summary: Summary) -> Iterator[_Block]:
-    if len({row.prompt_length for row in summary.rows} - {None}) < 2:
-        return
-    yield _Heading(2, "Accuracy against prompt length")
-    most = max(row.shots for row in summary.rows)
+    blocks: list[_Block] = []
     for model, over, rows in _by_model(summary):
+        most = max(row.shots for row in rows)
         rows = [row for row in rows if row.shots == most]
         varied = [row for row in rows if row.prompt_length is not None]
+        if len({row.prompt_length for row in varied}) < 2:
+            continue
         known = {UNTRAINED, *(row.method for row in varied)}
         fixed = [row for row in rows if row.prompt_length is None and row.method in known]
         drawing = plots.draw_curves(
@@ -458,14 +483,16 @@ def _length_section(summary: Summary) -> Iterator[_Block]:
             },
             logarithmic=False,
         )
-        yield _Picture(
+        picture = _Picture(
             f"prompt-length-{_slug(model)}",
             plots.svg(drawing),
-            f"What a longer soft prompt buys, {model}, {most} training texts a class: accuracy, {over}; bars are one "
-            "standard deviation over the seeds to each side.",
+            f"What a longer soft prompt buys, {_title(rows)}: accuracy, {over}{BARS * (len(summary.seeds) > 1)}.",
         )
         costs = ("trained parameters", "saved", "fit, s")
-        yield _table_of(varied, len(summary.seeds), "method", "accuracy, %", "worst seed", *costs)
+        blocks += [picture, _table_of(varied, len(summary.seeds), "method", "accuracy, %", "worst seed", *costs)]
+    if blocks:
+        yield _Heading(2, "Accuracy against prompt length")
+        yield from blocks
 
 
 def _of_main(records: Sequence[Record]) -> Iterator[tuple[str, str, str, dict[str, dict[str, list[Record]]]]]:
@@ -479,7 +506,7 @@ def _of_main(records: Sequence[Record]) -> Iterator[tuple[str, str, str, dict[st
             tasks.setdefault(r.task, {}).setdefault(_name(r), []).append(r)
         measured = {task: by_name for task, by_name in tasks.items() if main in by_name}
         if measured:
-            yield model, title, main, measured
+            yield model, title + ", all seeds together" * (len({r.seed for r in own}) > 1), main, measured
 
 
 def _pooled(records: Sequence[Record], folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -499,8 +526,8 @@ def _calibration_pictures(records: Sequence[Record], folder: Path) -> Iterator[_
             _Picture(
                 f"reliability-{_slug(model)}",
                 plots.svg(plots.draw_reliability(panels, main=main)),
-                f"How often a method is right against how sure it is, {title}, all seeds together: on the dashed line "
-                "it is right as often as it says; below it, it is too sure. The larger a dot, the more texts.",
+                f"How often a method is right against how sure it is, {title}: on the dashed line it is right as often "
+                "as it says; below it, it is too sure. The larger a dot, the more texts.",
             )
         )
     if pictures:
@@ -519,7 +546,7 @@ def _confusion_pictures(records: Sequence[Record], folder: Path) -> Iterator[_Bl
                 _Picture(
                     f"confusion-{_slug(model)}-{_slug(task)}",
                     plots.svg(plots.draw_confusion(counts, classes)),
-                    f"{task}, {title}, all seeds together: where {main} puts the texts of each true class, in %. "
+                    f"{task}, {title}: where {main} puts the texts of each true class, in %. "
                     f"The diagonal is right{_worst_confusions(counts, classes)}.",
                 )
             )
@@ -533,7 +560,8 @@ def _worst_confusions(counts: np.ndarray, classes: Sequence[str]) -> str:
     wrong = counts / counts.sum(axis=1, keepdims=True)
     np.fill_diagonal(wrong, 0)
     pairs = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
-    said = [f"{classes[i]} taken for {classes[j]} ({100 * wrong[i, j]:.0f} %)" for i, j in pairs if wrong[i, j] > 0]
+    names = list(map(_plain, classes))
+    said = [f"{names[i]} taken for {names[j]} ({100 * wrong[i, j]:.0f} %)" for i, j in pairs if wrong[i, j] > 0]
     return f"; most often wrong: {_joined(said)}" if said else ""
 
 

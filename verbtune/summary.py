@@ -65,6 +65,8 @@ class Record:
     task_checksum : str
         SHA-256 of the task spec.
     versions : dict of str to str
+    method_checksum : str
+        SHA-256 of the classifier's class and parameters; empty in records from before it was noted.
     """
 
     task: str
@@ -89,6 +91,7 @@ class Record:
     model_fingerprint: str
     task_checksum: str
     versions: dict[str, str]
+    method_checksum: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
