@@ -95,16 +95,9 @@ def test_a_classifier_read_back_gives_the_same_probabilities(
         assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
-        [1, 0, 1, 0, 0, 1, 0],
-        np.array([1, 0, 1, 0, 0, 1, 0], dtype=np.int8),
-        [True, False, True, False, False, True, False],
-    ],
-    ids=["int", "int8", "bool"],
-)
-def test_classes_keep_their_kind(labels: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [np.int64, np.int8])
+def test_classes_keep_their_kind(dtype: Any, tmp_path: Path) -> None:
+    labels = np.array([1, 0, 1, 0, 0, 1, 0], dtype=dtype)
     clf = PromptClassifier(TONE, model=tiny("bert"), steps=0).fit(SENTENCES, labels)
     clf.save_pretrained(tmp_path / "tone")
     again = load(tmp_path / "tone", "bert")

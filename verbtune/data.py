@@ -138,7 +138,7 @@ def check_labels(y: Any, n_rows: int, task: Task) -> tuple[NDArray[Any], tuple[s
     Parameters
     ----------
     y : array-like of str or int, length n_rows
-        Class names, or integers that count the spec's classes from 0.
+        Class names, or integers that count the spec's classes from 0. No booleans: which class is True is not said.
 
     Returns
     -------
@@ -168,29 +168,30 @@ def check_labels(y: Any, n_rows: int, task: Task) -> tuple[NDArray[Any], tuple[s
     for i, value in enumerate(values):
         if _missing(value):
             raise DataError(f"row {i}: the label is {value}; Input y contains NaN or None: remove the row or label it")
-    whole = labels.dtype.kind == "f" and np.isfinite(labels).all() and np.all(labels == np.floor(labels))
-    if whole or (labels.dtype.kind == "O" and all(isinstance(v, numbers.Integral) for v in values)):
-        labels = np.array([int(v) if whole else v for v in values])
-    if labels.dtype.kind in "iub":
-        names = {int(i): name for i, name in enumerate(task.classes)}
-        unknown = [v for v in np.unique(labels).tolist() if int(v) not in names]
-        known = f"0 to {len(names) - 1}, in the order {', '.join(task.classes)}"
+    for i, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, str | numbers.Integral):
+            raise DataError(
+                f"row {i}: the label {value!r:.60} is neither a class name nor a whole number; give class names, or "
+                "whole numbers from 0 in the order of the spec's classes"
+            )
+    known: dict[Any, str]
+    if all(isinstance(v, numbers.Integral) for v in values):
+        labels = np.array(values) if labels.dtype.kind == "O" else labels
+        known = dict(enumerate(task.classes))
+        spelled = f"0 to {len(known) - 1}, in the order {', '.join(task.classes)}"
     else:
-        if not all(isinstance(v, str) for v in values):
-            odd = next(i for i, v in enumerate(values) if not isinstance(v, str))
-            raise DataError(f"row {odd}: the label {values[odd]!r} is neither a class name nor an integer")
         labels = labels.astype(str) if labels.dtype.kind != "O" else labels
-        names = {name: name for name in task.classes}  # type: ignore[misc]
-        unknown = sorted({v for v in values if v not in names})
-        known = ", ".join(task.classes)
+        known = {name: name for name in task.classes}
+        spelled = ", ".join(task.classes)
+    unknown = [v for v in values if v not in known]
     if unknown:
         raise DataError(
-            f"Unknown label type: {unknown[0]!r} is no class of the task {task.task!r}; its classes are {known}"
+            f"Unknown label type: {unknown[0]!r} is no class of the task {task.task!r}; its classes are {spelled}"
         )
     classes, codes = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise DataError(f"all labels are one class, {classes.item(0)!r}; a classifier needs examples of at least two")
-    return classes, tuple(names[int(c) if labels.dtype.kind in "iub" else c] for c in classes), codes.astype(np.intp)
+    return classes, tuple(known[c] for c in classes.tolist()), codes.astype(np.intp)
 
 
 def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
