@@ -278,9 +278,17 @@ def test_a_split_from_csv(tmp_path: Path, bom: str) -> None:
         ("a.csv", "label,text\npos, \n", "a.csv:2: text is empty"),
         ("a.csv", "label,text\n", "a.csv: no rows"),
         ("a.csv", b"label,text\npos,\xff\n", "a.csv:2: not UTF-8"),
+        ("a.csv", "label,text\npos,x\nneg,No, thanks, no.\n", "a.csv:3: 4 cells but 2 columns; put texts with commas"),
+        ("a.csv", "text\nNo, thanks.\n", "a.csv:2: 2 cells but 1 column; put texts with commas in quotes"),
+        (
+            "a.csv",
+            'label,text\npos,x\nneg,"No.\npos,x\n',
+            "a.csv:3: not readable as CSV (unexpected end of data); end every quoted text with a quote, and double the",
+        ),
+        ("a.csv", 'label,text\npos,"So" bad.\n', "a.csv:2: not readable as CSV (',' expected after '\"'); end every"),
         ("a.txt", "Good.\n", "a.txt:1: no 'label'"),
     ],
-    ids=range(26),
+    ids=range(30),
 )
 def test_a_bad_file_is_one_line_that_names_file_and_line(tmp_path: Path, name: str, content: Any, message: str) -> None:
     path = write(tmp_path / name, content)

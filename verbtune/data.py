@@ -329,12 +329,24 @@ def _utf8(stream: TextIO, name: str) -> Iterator[str]:
 
 def _csv_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(MOST_CHARACTERS)  # the default refuses texts of 131,072 characters
-    table = csv.DictReader(lines)
+    table = csv.DictReader(lines, strict=True)  # or else a stray quote swallows the rest of the file
+    last = 0
     try:
+        n = len(table.fieldnames or ())
+        last = table.line_num
         for record in table:
-            yield table.line_num, {k: v for k, v in record.items() if k is not None}
+            if None in record:
+                raise DataError(
+                    f"{name}:{table.line_num}: {n + len(record[None])} cells but {n} column{'' if n == 1 else 's'}; "
+                    "put texts with commas in quotes"
+                )
+            last = table.line_num
+            yield last, record
     except csv.Error as error:
-        raise DataError(f"{name}:{table.reader.line_num}: not readable as CSV ({error}); correct the line") from None
+        raise DataError(
+            f"{name}:{last + 1}: not readable as CSV ({error}); end every quoted text with a quote, and double "
+            "the quotes inside it"
+        ) from None
 
 
 def _json_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
