@@ -500,6 +500,26 @@ def test_predict_from_text_to_jsonl(run: Run, trained: Path) -> None:
     assert [row["text"] for row in rows] == ["good", "bad"]
 
 
+def test_predict_reads_a_file_of_an_unknown_suffix_if_told_how(run: Run, trained: Path) -> None:
+    Path("in.dump").write_text('id,text\n1,"good, really"\n')
+    message = one_line(run("predict", trained, "--input", "in.dump", code=2))
+    assert message.startswith("Error: in.dump: the suffix .dump says no format; use one of .txt, .csv, ")
+    assert message.endswith(", or say --format")
+    assert one_line(run("predict", trained, "--output", "out.tsv", code=2)).startswith(
+        "Error: out.tsv: the suffix .tsv"
+    )
+    label = expected(trained, ["good, really"])[0]
+    result = run("predict", trained, "--input", "in.dump", "--format", "csv")
+    assert result.stdout == f'id,text,prediction\n1,"good, really",{label}\n'
+
+
+def test_predict_is_not_told_a_format_in_vain(run: Run, trained: Path) -> None:
+    Path("in.csv").write_text("text\ngood\n")
+    message = one_line(run("predict", trained, "--input", "in.csv", "--output", "out.txt", "--format", "jsonl", code=2))
+    assert message == "Error: --format jsonl: in.csv is csv and out.txt is text; leave --format out"
+    assert json.loads(run("predict", trained, "--input", "in.csv", "--format", "jsonl").stdout)["text"] == "good"
+
+
 @pytest.fixture(scope="session")
 def half_sure(trained: Path) -> tuple[Path, list[str], list[str | None]]:
     """A classifier that answers at a rate of 0.9 about as many of these texts as not; and its answers."""

@@ -287,8 +287,13 @@ def test_a_split_from_csv(tmp_path: Path, bom: str) -> None:
         ),
         ("a.csv", 'label,text\npos,"So" bad.\n', "a.csv:2: not readable as CSV (',' expected after '\"'); end every"),
         ("a.txt", "Good.\n", "a.txt:1: no 'label'"),
+        (
+            "a.tsv",
+            "text\tlabel\nx\tpos\n",
+            "a.tsv: the suffix .tsv says no format; use one of .txt, .csv, .json, .jsonl, .ndjson",
+        ),
     ],
-    ids=range(30),
+    ids=range(31),
 )
 def test_a_bad_file_is_one_line_that_names_file_and_line(tmp_path: Path, name: str, content: Any, message: str) -> None:
     path = write(tmp_path / name, content)
@@ -327,6 +332,9 @@ def rows_of(path: Path, task: Task = TONE) -> Iterator[dict[str, str]]:
         ("a.csv", "text\nGood.\nBad.\n"),
         ("a.jsonl", '{"text": "Good."}\n{"text": "Bad.", "label": "neg"}\n'),
         ("a.json", '{"text": "Good."}\n{"text": "Bad."}\n'),
+        ("a.ndjson", '{"text": "Good."}\n{"text": "Bad."}\n'),
+        ("A.CSV", "text\nGood.\nBad.\n"),
+        ("A.JSONL", '{"text": "Good."}\n{"text": "Bad."}\n'),
     ],
 )
 def test_rows_without_labels_from_any_file(tmp_path: Path, name: str, content: str) -> None:

@@ -413,9 +413,7 @@ def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
     "--format",
     "form",
     type=click.Choice(["text", "csv", "jsonl"]),
-    default="text",
-    show_default=True,
-    help="Format of standard input and output; a file's is told by its name.",
+    help="Format of standard input and output, and of files whose name does not tell it. [default: text]",
 )
 @click.option("--model", help="The language model, if it is not where it was when the classifier was trained.")
 @click.option("--proba", is_flag=True, help="Give the probabilities as well.")
@@ -429,7 +427,7 @@ def predict(
     folder: Path,
     source: Path | None,
     output: Path | None,
-    form: str,
+    form: str | None,
     model: str | None,
     proba: bool,
     reject_at: float | None,
@@ -441,14 +439,19 @@ def predict(
     null. If the input has an error, no --output file is left behind.
     """
     from .classifier import PromptClassifier
-    from .data import form_of, stream_rows
+    from .data import DataError, form_of, stream_rows
 
+    try:
+        form_in, form_out = (form_of(path, form) if path else form or "text" for path in (source, output))
+    except DataError as error:
+        raise click.UsageError(f"{error}, or say --format") from None
+    if form and form not in (form_in, form_out):
+        raise click.UsageError(f"--format {form}: {source} is {form_in} and {output} is {form_out}; leave --format out")
     clf = PromptClassifier.from_pretrained(folder, model=_load(model) if model else None)
     least = 0.0 if reject_at is None else clf.rejection_threshold(reject_at)
     with _reading(source) as lines, _writing(output) as stream:
-        name, form_in = (str(source), form_of(source)) if source else ("standard input", form)
-        rows = stream_rows(lines, clf.task_, name=name, form=form_in)
-        _WRITERS[form_of(output) if output else form](stream, _results(clf, rows, proba, output is None, least))
+        rows = stream_rows(lines, clf.task_, name=str(source or "standard input"), form=form_in)
+        _WRITERS[form_out](stream, _results(clf, rows, proba, output is None, least))
 
 
 def _results(

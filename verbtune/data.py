@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 MOST_CHARACTERS = 1 << 27
-FORMATS = {".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl"}
+FORMATS = {"": "text", ".txt": "text", ".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 UNDECODED = "surrogateescape"  # keeps bytes that are no UTF-8, so that the line they stand in can be named
 
 
@@ -255,9 +255,20 @@ def _class_name(label: Any, task: Task, where: str) -> str:
     return str(label)
 
 
-def form_of(path: Path) -> str:
-    """The format of a file, by its suffix: csv, jsonl, or else text, one a line."""
-    return FORMATS.get(path.suffix, "text")
+def form_of(path: Path, default: str | None = None) -> str:
+    """The format of a file, by its suffix: csv, jsonl, or text, one a line; of another suffix the default.
+
+    Raises
+    ------
+    DataError
+        If the suffix says nothing and there is no default.
+    """
+    form = FORMATS.get(path.suffix.lower(), default)
+    if form is None:
+        raise DataError(
+            f"{path}: the suffix {path.suffix} says no format; use one of {', '.join(filter(None, FORMATS))}"
+        )
+    return form
 
 
 def open_text(path: Path) -> TextIO:
