@@ -649,6 +649,42 @@ def test_predict_on_a_bad_row(run: Run, trained: Path, name: str, content: bytes
 
 
 @pytest.mark.parametrize(
+    ("form", "column", "message"),
+    [
+        ("csv", "id", "in.jsonl:3: the column 'id' is not in the first row, as CSV wants it; write JSONL"),
+        (
+            "csv",
+            "prediction",
+            "in.jsonl:3: the column 'prediction' would be overwritten with what predict says; rename",
+        ),
+        ("csv", "p(negative)", "in.jsonl:3: the column 'p(negative)' would be overwritten"),
+        ("jsonl", "prediction", "in.jsonl:3: the column 'prediction' would be overwritten"),
+        ("jsonl", "probabilities", "in.jsonl:3: the column 'probabilities' would be overwritten"),
+    ],
+)
+def test_predict_loses_no_column(
+    run: Run, trained: Path, form: str, column: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "ROWS_PER_CHUNK", 1)  # so that something is written before
+    rows = [{"text": "good"}, {"text": "bad"}, {"text": "so so", column: 1}]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = sorted(Path().iterdir())
+    result = run("predict", trained, "--input", "in.jsonl", "--output", f"out.{form}", "--proba", code=1)
+    assert one_line(result).startswith(f"Error: {message}")
+    assert sorted(Path().iterdir()) == before
+    run("predict", trained, "--input", "in.jsonl", "--proba")
+
+
+def test_predict_jsonl_may_have_columns_later_on(run: Run, trained: Path) -> None:
+    rows = [{"text": "good", "probabilities": 1}, {"text": "bad", "p(negative)": 1, "id": 3}]
+    source = "".join(json.dumps(row) + "\n" for row in rows)
+    lines = run("predict", trained, "--format", "jsonl", input=source).stdout.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {**row, "prediction": label} for row, label in zip(rows, expected(trained, ["good", "bad"]), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
     ("form", "content", "message"),
     [
         ("text", b"good\n \n", "standard input:2: text is empty"),

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, get_args
 
@@ -435,8 +435,9 @@ def predict(
     """Classify texts with a trained classifier.
 
     FOLDER is what fit saved. Results keep the order of the input: as text a label on each line, as CSV and
-    JSONL with the input's columns. A text that --reject-at leaves without an answer has an empty label, in JSONL
-    null. If the input has an error, no --output file is left behind.
+    JSONL with the input's columns, none of which may have the name of one that is added. A text that --reject-at
+    leaves without an answer has an empty label, in JSONL null. If the input has an error, no --output file is
+    left behind.
     """
     from .classifier import PromptClassifier
     from .data import DataError, form_of, stream_rows
@@ -451,7 +452,27 @@ def predict(
     least = 0.0 if reject_at is None else clf.rejection_threshold(reject_at)
     with _reading(source) as lines, _writing(output) as stream:
         rows = stream_rows(lines, clf.task_, name=str(source or "standard input"), form=form_in)
+        if form_out != "text":
+            of_classes = ["probabilities"] if form_out == "jsonl" else [f"p({name})" for name in clf.classes_.tolist()]
+            rows = _kept(rows, form_out, ["prediction", *of_classes] if proba else ["prediction"])
         _WRITERS[form_out](stream, _results(clf, rows, proba, output is None, least))
+
+
+def _kept(
+    rows: Iterator[tuple[str, dict[str, Any], Row]], form: str, added: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any], Row]]:
+    """Pass rows on, but refuse one of which the output would lose a column."""
+    from .data import DataError
+
+    columns: Collection[str] = ()
+    for where, record, row in rows:
+        columns = columns or record.keys()
+        for name in record:
+            if name in added:
+                raise DataError(f"{where}: the column {name!r} would be overwritten with what predict says; rename it")
+            if form == "csv" and name not in columns:
+                raise DataError(f"{where}: the column {name!r} is not in the first row, as CSV wants it; write JSONL")
+        yield where, record, row
 
 
 def _results(
@@ -490,7 +511,7 @@ def _write_csv(stream: TextIO, results: Iterator[Result]) -> None:
         columns = {f"p({name})": f"{p:.6f}" for name, p in (probabilities or {}).items()}
         record = {**record, "prediction": label, **columns}
         if writer is None:
-            writer = csv.DictWriter(stream, list(record), extrasaction="ignore", lineterminator="\n")
+            writer = csv.DictWriter(stream, list(record), lineterminator="\n")
             writer.writeheader()
         writer.writerow(record)
 
