@@ -277,6 +277,11 @@ def test_show_on_a_causal_model(run: Run, models: Path) -> None:
     assert ": {answer}" not in output
 
 
+def test_show_takes_no_bundled_text_for_a_spec_that_has_data_of_its_own(run: Run) -> None:
+    Path("tone.yaml").write_text(SPEC.replace("task: tone", "task: sentiment") + "dataset: {path: some/where}\n")
+    assert "the task 'sentiment' brings no texts along; give --text" in one_line(run("show", "tone.yaml", code=2))
+
+
 def test_show_tells_what_the_linter_says(run: Run, models: Path) -> None:
     Path("tone.yaml").write_text(SPEC.replace("was {answer}", "was{answer}"))
     output = run("show", "tone.yaml", "--model", models / "masked", "--text", "x").stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Iterator
@@ -424,6 +425,13 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("some/where", None, None, "train"), ("some/where", None, None, "test")]
     assert splits.train == splits.test == Split([{"text": t} for t in "abc"], ["neg", "mid", "pos"])
     assert splits.validation is None
+
+
+def test_a_spec_that_says_where_its_data_is_gets_it_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a bundled task called sentiment."""
+    hub(monkeypatch, sentence=["a", "b"], y=["pos", "neg"])
+    assert load_splits(dataclasses.replace(HUB, task="sentiment")).train.rows == [{"text": "a"}, {"text": "b"}]
+    assert len(load_splits(Task.load("sentiment")).train) > 2
 
 
 def test_a_data_set_with_names_as_labels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,12 +144,10 @@ def tasks(as_json: bool) -> None:
 
 def _data_of(task: Task) -> dict[str, Any]:
     """Say where a task's texts are: how many come with the package, what the hub calls them, or nothing."""
-    files = sorted((tasks_folder() / task.task).glob("*.jsonl"))
-    if files:
-        return {"bundled": {path.stem: len(path.read_bytes().splitlines()) for path in files}}
     if task.dataset:
         return {"hub": " ".join(filter(None, [task.dataset.path, task.dataset.name]))}
-    return {}
+    files = sorted((tasks_folder() / task.task).glob("*.jsonl"))
+    return {"bundled": {path.stem: len(path.read_bytes().splitlines()) for path in files}} if files else {}
 
 
 def _spell_data(data: Mapping[str, Any]) -> str:

@@ -374,15 +374,16 @@ def _json_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[s
 
 
 def load_splits(task: Task, folder: Path | None = None) -> Splits:
-    """A task's data: from `folder/<task>/{train,validation,test}.jsonl`, the bundled files, or the hub.
+    """A task's data: from `folder/<task>/{train,validation,test}.jsonl`, the hub, or the bundled files.
 
     Raises
     ------
     DataError
         If there is no data, or it does not fit the spec.
     """
-    root = folder / task.task if folder else tasks_folder() / task.task
-    if (root / "train.jsonl").is_file() or folder:
+    root = (folder or tasks_folder()) / task.task
+    # A spec of the user's own that says where its data is may have the name of a bundled one.
+    if folder or (task.dataset is None and (root / "train.jsonl").is_file()):
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; --data takes a folder that holds {task.task}/train.jsonl")
         held_out = root / "validation.jsonl"
