@@ -251,6 +251,17 @@ def test_a_split_from_csv(tmp_path: Path, bom: str) -> None:
     assert split == Split([{"text": "Good."}, {"text": 'Bad,\r\n "so".'}], ["pos", "neg"])
 
 
+def test_numbers_as_labels_in_csv_are_those_of_jsonl(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\nx,2\ny,0\nz,pos\n")
+    assert read_split(path, TONE).labels == ["mid", "neg", "pos"]
+    with pytest.raises(DataError, match=r"a.csv:2: the label '3' is no class"):
+        read_split(write(path, "text,label\nx,3\n"), TONE)
+    stars = dataclasses.replace(TONE, verbalizer={"1": {"bad": 1.0}, "2": {"good": 1.0}})
+    assert read_split(write(path, "text,label\nx,1\ny,2\n"), stars).labels == ["1", "2"]
+    with pytest.raises(DataError, match=r"a.csv:2: the label '0' is no class"):
+        read_split(write(path, "text,label\nx,0\n"), stars)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -224,7 +224,7 @@ def _missing(value: Any) -> bool:
 
 
 def read_split(path: Path, task: Task) -> Split:
-    """A labelled split from a JSONL or CSV file with the task's fields and `label`.
+    """A labelled split from a JSONL or CSV file with the task's fields and `label`: a class, or its number from 0.
 
     Raises
     ------
@@ -233,11 +233,16 @@ def read_split(path: Path, task: Task) -> Split:
     """
     rows: list[Row] = []
     labels: list[str] = []
+    form = form_of(path)
+    # CSV has no numbers but their digits, which may be the names of classes as well.
+    counted = form == "csv" and not any(name.isdecimal() for name in task.classes)
+    names = {str(i): name for i, name in enumerate(task.classes)} if counted else {}
     with open_text(path) as stream:
-        for where, record, row in stream_rows(stream, task, name=str(path), form=form_of(path)):
+        for where, record, row in stream_rows(stream, task, name=str(path), form=form):
             if "label" not in record:
                 raise DataError(f"{where}: no 'label'; a training or test row needs one")
-            labels.append(_class_name(record["label"], task, where))
+            label = record["label"]
+            labels.append(_class_name(names.get(str(label), label), task, where))
             rows.append(row)
     if not rows:
         raise DataError(f"{path}: no rows; give it at least one for each class")
