@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 import verbtune.backbone
 from verbtune import PromptClassifier, Task
-from verbtune.artifact import Artifact, ArtifactError, check_folder, read, size, write
+from verbtune.artifact import Artifact, ArtifactError, _checksum, check_folder, read, size, write
 from verbtune.backbone import Backbone, BackboneError
 from verbtune.encode import tokenize
 from verbtune.parameters import ParameterError
@@ -95,16 +96,9 @@ def test_a_classifier_read_back_gives_the_same_probabilities(
         assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
-        [1, 0, 1, 0, 0, 1, 0],
-        np.array([1, 0, 1, 0, 0, 1, 0], dtype=np.int8),
-        [True, False, True, False, False, True, False],
-    ],
-    ids=["int", "int8", "bool"],
-)
-def test_classes_keep_their_kind(labels: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [np.int64, np.int8])
+def test_classes_keep_their_kind(dtype: Any, tmp_path: Path) -> None:
+    labels = np.array([1, 0, 1, 0, 0, 1, 0], dtype=dtype)
     clf = PromptClassifier(TONE, model=tiny("bert"), steps=0).fit(SENTENCES, labels)
     clf.save_pretrained(tmp_path / "tone")
     again = load(tmp_path / "tone", "bert")
@@ -289,6 +283,36 @@ def test_a_state_that_is_something_else_is_refused(copy: Path, content: str) -> 
     assert "verbtune.json: damaged" in refused(copy)
 
 
+@pytest.mark.parametrize(
+    ("files", "content", "message"),
+    [
+        (None, b"", "verbtune.json: does not say which files there are; save the classifier again"),
+        (["task.yaml"], b"", "verbtune.json: does not say which files there are"),
+        ({}, b"", "damaged ('task.yaml'); save the classifier again"),
+        ({"thesis.txt": "0"}, b"", "verbtune.json: lists the unknown file 'thesis.txt'"),
+        ({"task.yaml": 3}, b"", "task.yaml: damaged or changed (SHA-256 "),
+        ("task.yaml", b"task: [", "task.yaml: not a readable YAML file"),
+        ("adapter_model.safetensors", b"", "damaged ("),
+        ("verbalizer.safetensors", b"x" * 99, "damaged ("),
+        ("adapter_config.json", b"{", "damaged ("),
+        ("adapter_config.json", b"\xff", "damaged ("),
+        ("adapter_config.json", b"[" * 100_000, "damaged ("),
+    ],
+    ids=range(11),
+)
+def test_a_folder_that_is_odd_but_sealed_is_refused(copy: Path, files: Any, content: bytes, message: str) -> None:
+    """Checksums do not say that the content is what it should be."""
+    state = json.loads((copy / "verbtune.json").read_text(encoding="utf-8"))
+    del state["checksum"]
+    if isinstance(files, str):
+        (copy / files).write_bytes(content)
+        files = state["files"] | {files: hashlib.sha256(content).hexdigest()}
+    state = {key: value for key, value in (state | {"files": files}).items() if value is not None}
+    sealed = json.dumps(state | {"checksum": _checksum(state)})
+    (copy / "verbtune.json").write_text(sealed, encoding="utf-8")
+    assert message in refused(copy)
+
+
 def test_another_format_is_refused_with_the_remedy(copy: Path) -> None:
     state = json.loads((copy / "verbtune.json").read_text(encoding="utf-8"))
     (copy / "verbtune.json").write_text(json.dumps(state | {"format": 99}), encoding="utf-8")
@@ -467,6 +491,23 @@ def test_what_write_would_refuse_is_refused_without_writing(saved: Path, tmp_pat
     for fine in (saved, tmp_path / "new", tmp_path / "new" / "deeper"):
         check_folder(fine)
     assert [p.name for p in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be renamed over where one stands, or over a mount point."""
+    (tmp_path / "volume").mkdir()
+    monkeypatch.chdir(tmp_path / "volume")
+    for folder in (Path(), tmp_path / "volume"):
+        with pytest.raises(ArtifactError, match=r"the current folder or a mount point, .*; choose a folder inside it"):
+            check_folder(folder)
+    monkeypatch.chdir(tmp_path)
+    check_folder(tmp_path / "volume")
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "volume")
+    with pytest.raises(ArtifactError, match="volume: the current folder or a mount point"):
+        check_folder(tmp_path / "volume")
+    check_folder(tmp_path / "volume" / "tone")
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:

@@ -136,12 +136,12 @@ def test_words_of_a_template_are_not_taken_for_the_same_words_of_a_text() -> Non
 
 def test_labels_are_each_tasks_own() -> None:
     bank = filled("bert")
-    counted = PromptClassifier(TONE, model=tiny("bert")).fit(SENTENCES, [label == "positive" for label in LABELS])
+    counted = PromptClassifier(TONE, model=tiny("bert")).fit(SENTENCES, [int(label == "positive") for label in LABELS])
     bank.add("counted", counted)
     found = bank.predict([("fixed", TEXTS[0]), ("counted", TEXTS[1]), ("fixed", TEXTS[1])])
     clf = fitted("bert")["fixed"]
     assert found == [clf.predict(TEXTS[:1])[0], counted.predict(TEXTS[1:2])[0], clf.predict(TEXTS[1:2])[0]]
-    assert [type(label) for label in found] == [str, bool, str]
+    assert [type(label) for label in found] == [str, int, str]
 
 
 def test_all_tasks_over_texts_in_any_form() -> None:

@@ -234,9 +234,8 @@ CODES = [1, 0, 1, 0, 0, 1, 0]
         (CODES, [0, 1]),
         (np.array(CODES, dtype=np.uint8), [0, 1]),
         (pd.Series(CODES), [0, 1]),
-        (np.array(CODES, dtype=bool), [False, True]),
     ],
-    ids=["list", "str", "object", "category", "int", "uint8", "series", "bool"],
+    ids=["list", "str", "object", "category", "int", "uint8", "series"],
 )
 def test_any_labels_come_back_as_they_were(labels: Any, classes: list[Any]) -> None:
     clf = make().fit(SENTENCES, labels)

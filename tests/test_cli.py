@@ -277,6 +277,11 @@ def test_show_on_a_causal_model(run: Run, models: Path) -> None:
     assert ": {answer}" not in output
 
 
+def test_show_takes_no_bundled_text_for_a_spec_that_has_data_of_its_own(run: Run) -> None:
+    Path("tone.yaml").write_text(SPEC.replace("task: tone", "task: sentiment") + "dataset: {path: some/where}\n")
+    assert "the task 'sentiment' brings no texts along; give --text" in one_line(run("show", "tone.yaml", code=2))
+
+
 def test_show_tells_what_the_linter_says(run: Run, models: Path) -> None:
     Path("tone.yaml").write_text(SPEC.replace("was {answer}", "was{answer}"))
     output = run("show", "tone.yaml", "--model", models / "masked", "--text", "x").stdout
@@ -500,6 +505,26 @@ def test_predict_from_text_to_jsonl(run: Run, trained: Path) -> None:
     assert [row["text"] for row in rows] == ["good", "bad"]
 
 
+def test_predict_reads_a_file_of_an_unknown_suffix_if_told_how(run: Run, trained: Path) -> None:
+    Path("in.dump").write_text('id,text\n1,"good, really"\n')
+    message = one_line(run("predict", trained, "--input", "in.dump", code=2))
+    assert message.startswith("Error: in.dump: the suffix .dump says no format; use one of .txt, .csv, ")
+    assert message.endswith(", or say --format")
+    assert one_line(run("predict", trained, "--output", "out.tsv", code=2)).startswith(
+        "Error: out.tsv: the suffix .tsv"
+    )
+    label = expected(trained, ["good, really"])[0]
+    result = run("predict", trained, "--input", "in.dump", "--format", "csv")
+    assert result.stdout == f'id,text,prediction\n1,"good, really",{label}\n'
+
+
+def test_predict_is_not_told_a_format_in_vain(run: Run, trained: Path) -> None:
+    Path("in.csv").write_text("text\ngood\n")
+    message = one_line(run("predict", trained, "--input", "in.csv", "--output", "out.txt", "--format", "jsonl", code=2))
+    assert message == "Error: --format jsonl: in.csv is csv and out.txt is text; leave --format out"
+    assert json.loads(run("predict", trained, "--input", "in.csv", "--format", "jsonl").stdout)["text"] == "good"
+
+
 @pytest.fixture(scope="session")
 def half_sure(trained: Path) -> tuple[Path, list[str], list[str | None]]:
     """A classifier that answers at a rate of 0.9 about as many of these texts as not; and its answers."""
@@ -626,6 +651,42 @@ def test_predict_on_a_bad_row(run: Run, trained: Path, name: str, content: bytes
     )
     assert sorted(Path().iterdir()) == before
     assert Path("out.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("form", "column", "message"),
+    [
+        ("csv", "id", "in.jsonl:3: the column 'id' is not in the first row, as CSV wants it; write JSONL"),
+        (
+            "csv",
+            "prediction",
+            "in.jsonl:3: the column 'prediction' would be overwritten with what predict says; rename",
+        ),
+        ("csv", "p(negative)", "in.jsonl:3: the column 'p(negative)' would be overwritten"),
+        ("jsonl", "prediction", "in.jsonl:3: the column 'prediction' would be overwritten"),
+        ("jsonl", "probabilities", "in.jsonl:3: the column 'probabilities' would be overwritten"),
+    ],
+)
+def test_predict_loses_no_column(
+    run: Run, trained: Path, form: str, column: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "ROWS_PER_CHUNK", 1)  # so that something is written before
+    rows = [{"text": "good"}, {"text": "bad"}, {"text": "so so", column: 1}]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = sorted(Path().iterdir())
+    result = run("predict", trained, "--input", "in.jsonl", "--output", f"out.{form}", "--proba", code=1)
+    assert one_line(result).startswith(f"Error: {message}")
+    assert sorted(Path().iterdir()) == before
+    run("predict", trained, "--input", "in.jsonl", "--proba")
+
+
+def test_predict_jsonl_may_have_columns_later_on(run: Run, trained: Path) -> None:
+    rows = [{"text": "good", "probabilities": 1}, {"text": "bad", "p(negative)": 1, "id": 3}]
+    source = "".join(json.dumps(row) + "\n" for row in rows)
+    lines = run("predict", trained, "--format", "jsonl", input=source).stdout.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {**row, "prediction": label} for row, label in zip(rows, expected(trained, ["good", "bad"]), strict=True)
+    ]
 
 
 @pytest.mark.parametrize(

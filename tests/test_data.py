@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Iterator
@@ -159,13 +160,12 @@ def test_names_as_labels(y: Any) -> None:
         [2, 0, 2],
         np.array([2, 0, 2], dtype=np.int8),
         np.array([2, 0, 2], dtype=np.uint64),
-        np.array([2.0, 0.0, 2.0]),
         np.array([2, 0, 2], dtype=object),
         pd.Series([2, 0, 2]),
         pd.Series([2, 0, 2], dtype="Int64"),
         pd.Series([2, 0, 2], dtype="category"),
     ],
-    ids=["list", "int8", "uint64", "float", "object", "series", "Int64", "category"],
+    ids=["list", "int8", "uint64", "object", "series", "Int64", "category"],
 )
 def test_integers_as_labels_count_the_classes_of_the_spec(y: Any) -> None:
     classes, names, codes = check_labels(y, 3, TONE)
@@ -175,12 +175,16 @@ def test_integers_as_labels_count_the_classes_of_the_spec(y: Any) -> None:
     assert codes.tolist() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("y", [[True, False], np.array([True, False], dtype=object)])
-def test_booleans_as_labels_are_0_and_1(y: Any) -> None:
-    classes, names, codes = check_labels(y, 2, TONE)
-    assert classes.tolist() == [False, True]
-    assert names == ("neg", "pos")
-    assert codes.tolist() == [1, 0]
+@pytest.mark.parametrize(
+    "y",
+    [[True, False], np.array([True, False]), np.array([1, True], dtype=object), [0, np.True_], [1.0, 0.0]],
+    ids=["list", "array", "object", "mixed", "float"],
+)
+def test_labels_that_do_not_say_which_class_they_mean_are_refused(y: Any) -> None:
+    """True would be the second class of the spec, which may be called "no"."""
+    with pytest.raises(DataError) as error:
+        check_labels(y, 2, TONE)
+    assert "is neither a class name nor a whole number; give class names, or whole numbers from 0" in one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +206,9 @@ def test_booleans_as_labels_are_0_and_1(y: Any) -> None:
         (["pos", "neg", ""], "'' is no class of the task 'tone'"),
         ([0, 1, 3], "3 is no class of the task 'tone'; its classes are 0 to 2, in the order neg, pos, mid"),
         ([0, 1, -1], "-1 is no class of the task 'tone'"),
-        ([0.5, 1.0, 0.0], "row 0: the label 0.5 is neither a class name nor an integer"),
-        ([float("inf"), 1.0, 0.0], "row 0: the label inf is neither a class name nor an integer"),
-        (np.array(["pos", 1, "neg"], dtype=object), "row 1: the label 1 is neither a class name"),
+        ([0.5, 1.0, 0.0], "row 0: the label 0.5 is neither a class name nor a whole number"),
+        ([float("inf"), 1.0, 0.0], "row 0: the label inf is neither a class name nor a whole number"),
+        (np.array(["pos", 1, "neg"], dtype=object), "1 is no class of the task 'tone'; its classes are neg"),
         (["pos", "pos", "pos"], "all labels are one class, 'pos'; a classifier needs examples of at least two"),
         ([1, 1, 1], "all labels are one class, 1"),
     ],
@@ -247,6 +251,17 @@ def test_a_split_from_csv(tmp_path: Path, bom: str) -> None:
     assert split == Split([{"text": "Good."}, {"text": 'Bad,\r\n "so".'}], ["pos", "neg"])
 
 
+def test_numbers_as_labels_in_csv_are_those_of_jsonl(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\nx,2\ny,0\nz,pos\n")
+    assert read_split(path, TONE).labels == ["mid", "neg", "pos"]
+    with pytest.raises(DataError, match=r"a.csv:2: the label '3' is no class"):
+        read_split(write(path, "text,label\nx,3\n"), TONE)
+    stars = dataclasses.replace(TONE, verbalizer={"1": {"bad": 1.0}, "2": {"good": 1.0}})
+    assert read_split(write(path, "text,label\nx,1\ny,2\n"), stars).labels == ["1", "2"]
+    with pytest.raises(DataError, match=r"a.csv:2: the label '0' is no class"):
+        read_split(write(path, "text,label\nx,0\n"), stars)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -275,9 +290,22 @@ def test_a_split_from_csv(tmp_path: Path, bom: str) -> None:
         ("a.csv", "label,text\npos, \n", "a.csv:2: text is empty"),
         ("a.csv", "label,text\n", "a.csv: no rows"),
         ("a.csv", b"label,text\npos,\xff\n", "a.csv:2: not UTF-8"),
+        ("a.csv", "label,text\npos,x\nneg,No, thanks, no.\n", "a.csv:3: 4 cells but 2 columns; put texts with commas"),
+        ("a.csv", "text\nNo, thanks.\n", "a.csv:2: 2 cells but 1 column; put texts with commas in quotes"),
+        (
+            "a.csv",
+            'label,text\npos,x\nneg,"No.\npos,x\n',
+            "a.csv:3: not readable as CSV (unexpected end of data); end every quoted text with a quote, and double the",
+        ),
+        ("a.csv", 'label,text\npos,"So" bad.\n', "a.csv:2: not readable as CSV (',' expected after '\"'); end every"),
         ("a.txt", "Good.\n", "a.txt:1: no 'label'"),
+        (
+            "a.tsv",
+            "text\tlabel\nx\tpos\n",
+            "a.tsv: the suffix .tsv says no format; use one of .txt, .csv, .json, .jsonl, .ndjson",
+        ),
     ],
-    ids=range(26),
+    ids=range(31),
 )
 def test_a_bad_file_is_one_line_that_names_file_and_line(tmp_path: Path, name: str, content: Any, message: str) -> None:
     path = write(tmp_path / name, content)
@@ -316,6 +344,9 @@ def rows_of(path: Path, task: Task = TONE) -> Iterator[dict[str, str]]:
         ("a.csv", "text\nGood.\nBad.\n"),
         ("a.jsonl", '{"text": "Good."}\n{"text": "Bad.", "label": "neg"}\n'),
         ("a.json", '{"text": "Good."}\n{"text": "Bad."}\n'),
+        ("a.ndjson", '{"text": "Good."}\n{"text": "Bad."}\n'),
+        ("A.CSV", "text\nGood.\nBad.\n"),
+        ("A.JSONL", '{"text": "Good."}\n{"text": "Bad."}\n'),
     ],
 )
 def test_rows_without_labels_from_any_file(tmp_path: Path, name: str, content: str) -> None:
@@ -405,6 +436,13 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("some/where", None, None, "train"), ("some/where", None, None, "test")]
     assert splits.train == splits.test == Split([{"text": t} for t in "abc"], ["neg", "mid", "pos"])
     assert splits.validation is None
+
+
+def test_a_spec_that_says_where_its_data_is_gets_it_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a bundled task called sentiment."""
+    hub(monkeypatch, sentence=["a", "b"], y=["pos", "neg"])
+    assert load_splits(dataclasses.replace(HUB, task="sentiment")).train.rows == [{"text": "a"}, {"text": "b"}]
+    assert len(load_splits(Task.load("sentiment")).train) > 2
 
 
 def test_a_data_set_with_names_as_labels(monkeypatch: pytest.MonkeyPatch) -> None:

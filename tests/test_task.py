@@ -203,6 +203,9 @@ BAD_SPECS: list[tuple[dict[str, Any], str]] = [
     ({"extra": 1}, "unknown key 'extra'; the keys are task, template, verbalizer"),
     ({"source": "x"}, "unknown key 'source'"),
     ({True: 1}, "unknown key True"),
+    ({"verbaliser": 1}, "unknown key 'verbaliser' (did you mean 'verbalizer'?); the keys are task, template, "),
+    ({"Version": 1}, "unknown key 'Version' (did you mean 'version'?); the keys are"),
+    ({"dataset": {"path": "x", "tests": "y"}}, "dataset: unknown key 'tests' (did you mean 'test'?)"),
     ({"task": "two words"}, "task: 'two words' is not a name; use letters"),
     ({"task": "../x"}, "task: '../x' is not a name"),
     ({"task": 3}, "task: 3 is not a name"),
@@ -299,6 +302,18 @@ BAD_YAML = [
     (HEAD + "version: " + "1" * 5000, "not a readable YAML file"),
     (HEAD + "x: \0", "not a readable YAML file"),
     (HEAD + "when: 2020-99-99\n", "not a readable YAML file"),
+    (
+        "task: tone\ntemplate: {text} It was {answer}.\n",
+        "but found '<scalar>'); put the template in quotes",
+    ),
+    (
+        "template_causal: Text: {text} {answer}",
+        "(line 1: mapping values are not allowed here); put the",
+    ),
+    (
+        b"template: [MASK] " + b"{text} " * 99,
+        "(line 1: expected <block end>, but found '{'); put the",
+    ),
     ("[" * 20_000, "not a readable YAML file"),
     ("{a: " * 20_000, "not a readable YAML file"),
     ("- " * 20_000, "not a readable YAML file"),

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .task import Task, TaskError
+from .task import Task
 
 __all__ = ["Artifact", "ArtifactError", "check_folder", "read", "size", "write"]
 
@@ -122,11 +122,15 @@ def check_folder(folder: Path) -> None:
     Raises
     ------
     ArtifactError
-        If something else is there, or nothing may be written there.
+        If something else is there, it cannot be replaced, or nothing may be written there.
     """
     try:
         if os.path.lexists(folder) and not _replaceable(folder):
             raise ArtifactError(f"{folder}: holds something that is not a saved classifier; choose another folder")
+        if folder.exists() and (folder.samefile(Path.cwd()) or os.path.ismount(folder)):
+            raise ArtifactError(
+                f"{folder}: the current folder or a mount point, which cannot be replaced; choose a folder inside it"
+            )
         parent = next(p for p in folder.absolute().parents if p.exists())
     except OSError as error:
         raise _unwritable(folder, error.strerror) from None
@@ -156,7 +160,9 @@ def read(folder: Path) -> Artifact:
         raise ArtifactError(f"{folder}: format {found!r:.40}, this version reads {FORMAT}; update verbtune")
     if checksum != _checksum(state):
         raise ArtifactError(f"{folder / STATE_FILE}: damaged or changed; save the classifier again")
-    hashes: dict[str, str] = state["files"]
+    hashes = state.get("files")
+    if not isinstance(hashes, dict):
+        raise ArtifactError(f"{folder / STATE_FILE}: does not say which files there are; save the classifier again")
     files: dict[str, bytes] = {}
     for name, expected in hashes.items():
         if name not in (TASK_FILE, PROMPT_FILE, DEEP_FILE, VERBALIZER_FILE, PEFT_FILE):
@@ -173,9 +179,9 @@ def read(folder: Path) -> Artifact:
         prompt = safetensors.torch.load(files[PROMPT_FILE])["prompt_embeddings"] if PROMPT_FILE in files else None
         deep = safetensors.torch.load(files[DEEP_FILE])["deep_prompt"] if DEEP_FILE in files else None
         verbalizer = safetensors.torch.load(files[VERBALIZER_FILE]) if VERBALIZER_FILE in files else {}
-    except (SafetensorError, KeyError, TaskError) as error:
+        peft = json.loads(files[PEFT_FILE]) if PEFT_FILE in files else None
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder}: damaged ({error}); save the classifier again") from None
-    peft = json.loads(files[PEFT_FILE]) if PEFT_FILE in files else None
     for name, tensor in (("prompt", prompt), ("deep prompt", deep), *verbalizer.items()):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"{folder}: {name} holds numbers that are not finite; train it again")

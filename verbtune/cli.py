@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, get_args
 
@@ -144,12 +144,10 @@ def tasks(as_json: bool) -> None:
 
 def _data_of(task: Task) -> dict[str, Any]:
     """Say where a task's texts are: how many come with the package, what the hub calls them, or nothing."""
-    files = sorted((tasks_folder() / task.task).glob("*.jsonl"))
-    if files:
-        return {"bundled": {path.stem: len(path.read_bytes().splitlines()) for path in files}}
     if task.dataset:
         return {"hub": " ".join(filter(None, [task.dataset.path, task.dataset.name]))}
-    return {}
+    files = sorted((tasks_folder() / task.task).glob("*.jsonl"))
+    return {"bundled": {path.stem: len(path.read_bytes().splitlines()) for path in files}} if files else {}
 
 
 def _spell_data(data: Mapping[str, Any]) -> str:
@@ -413,9 +411,7 @@ def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
     "--format",
     "form",
     type=click.Choice(["text", "csv", "jsonl"]),
-    default="text",
-    show_default=True,
-    help="Format of standard input and output; a file's is told by its name.",
+    help="Format of standard input and output, and of files whose name does not tell it. [default: text]",
 )
 @click.option("--model", help="The language model, if it is not where it was when the classifier was trained.")
 @click.option("--proba", is_flag=True, help="Give the probabilities as well.")
@@ -429,7 +425,7 @@ def predict(
     folder: Path,
     source: Path | None,
     output: Path | None,
-    form: str,
+    form: str | None,
     model: str | None,
     proba: bool,
     reject_at: float | None,
@@ -437,18 +433,44 @@ def predict(
     """Classify texts with a trained classifier.
 
     FOLDER is what fit saved. Results keep the order of the input: as text a label on each line, as CSV and
-    JSONL with the input's columns. A text that --reject-at leaves without an answer has an empty label, in JSONL
-    null. If the input has an error, no --output file is left behind.
+    JSONL with the input's columns, none of which may have the name of one that is added. A text that --reject-at
+    leaves without an answer has an empty label, in JSONL null. If the input has an error, no --output file is
+    left behind.
     """
     from .classifier import PromptClassifier
-    from .data import form_of, stream_rows
+    from .data import DataError, form_of, stream_rows
 
+    try:
+        form_in, form_out = (form_of(path, form) if path else form or "text" for path in (source, output))
+    except DataError as error:
+        raise click.UsageError(f"{error}, or say --format") from None
+    if form and form not in (form_in, form_out):
+        raise click.UsageError(f"--format {form}: {source} is {form_in} and {output} is {form_out}; leave --format out")
     clf = PromptClassifier.from_pretrained(folder, model=_load(model) if model else None)
     least = 0.0 if reject_at is None else clf.rejection_threshold(reject_at)
     with _reading(source) as lines, _writing(output) as stream:
-        name, form_in = (str(source), form_of(source)) if source else ("standard input", form)
-        rows = stream_rows(lines, clf.task_, name=name, form=form_in)
-        _WRITERS[form_of(output) if output else form](stream, _results(clf, rows, proba, output is None, least))
+        rows = stream_rows(lines, clf.task_, name=str(source or "standard input"), form=form_in)
+        if form_out != "text":
+            of_classes = ["probabilities"] if form_out == "jsonl" else [f"p({name})" for name in clf.classes_.tolist()]
+            rows = _kept(rows, form_out, ["prediction", *of_classes] if proba else ["prediction"])
+        _WRITERS[form_out](stream, _results(clf, rows, proba, output is None, least))
+
+
+def _kept(
+    rows: Iterator[tuple[str, dict[str, Any], Row]], form: str, added: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any], Row]]:
+    """Pass rows on, but refuse one of which the output would lose a column."""
+    from .data import DataError
+
+    columns: Collection[str] = ()
+    for where, record, row in rows:
+        columns = columns or record.keys()
+        for name in record:
+            if name in added:
+                raise DataError(f"{where}: the column {name!r} would be overwritten with what predict says; rename it")
+            if form == "csv" and name not in columns:
+                raise DataError(f"{where}: the column {name!r} is not in the first row, as CSV wants it; write JSONL")
+        yield where, record, row
 
 
 def _results(
@@ -487,7 +509,7 @@ def _write_csv(stream: TextIO, results: Iterator[Result]) -> None:
         columns = {f"p({name})": f"{p:.6f}" for name, p in (probabilities or {}).items()}
         record = {**record, "prediction": label, **columns}
         if writer is None:
-            writer = csv.DictWriter(stream, list(record), extrasaction="ignore", lineterminator="\n")
+            writer = csv.DictWriter(stream, list(record), lineterminator="\n")
             writer.writeheader()
         writer.writerow(record)
 

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 MOST_CHARACTERS = 1 << 27
-FORMATS = {".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl"}
+FORMATS = {"": "text", ".txt": "text", ".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 UNDECODED = "surrogateescape"  # keeps bytes that are no UTF-8, so that the line they stand in can be named
 
 
@@ -138,7 +138,7 @@ def check_labels(y: Any, n_rows: int, task: Task) -> tuple[NDArray[Any], tuple[s
     Parameters
     ----------
     y : array-like of str or int, length n_rows
-        Class names, or integers that count the spec's classes from 0.
+        Class names, or integers that count the spec's classes from 0. No booleans: which class is True is not said.
 
     Returns
     -------
@@ -168,29 +168,30 @@ def check_labels(y: Any, n_rows: int, task: Task) -> tuple[NDArray[Any], tuple[s
     for i, value in enumerate(values):
         if _missing(value):
             raise DataError(f"row {i}: the label is {value}; Input y contains NaN or None: remove the row or label it")
-    whole = labels.dtype.kind == "f" and np.isfinite(labels).all() and np.all(labels == np.floor(labels))
-    if whole or (labels.dtype.kind == "O" and all(isinstance(v, numbers.Integral) for v in values)):
-        labels = np.array([int(v) if whole else v for v in values])
-    if labels.dtype.kind in "iub":
-        names = {int(i): name for i, name in enumerate(task.classes)}
-        unknown = [v for v in np.unique(labels).tolist() if int(v) not in names]
-        known = f"0 to {len(names) - 1}, in the order {', '.join(task.classes)}"
+    for i, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, str | numbers.Integral):
+            raise DataError(
+                f"row {i}: the label {value!r:.60} is neither a class name nor a whole number; give class names, or "
+                "whole numbers from 0 in the order of the spec's classes"
+            )
+    known: dict[Any, str]
+    if all(isinstance(v, numbers.Integral) for v in values):
+        labels = np.array(values) if labels.dtype.kind == "O" else labels
+        known = dict(enumerate(task.classes))
+        spelled = f"0 to {len(known) - 1}, in the order {', '.join(task.classes)}"
     else:
-        if not all(isinstance(v, str) for v in values):
-            odd = next(i for i, v in enumerate(values) if not isinstance(v, str))
-            raise DataError(f"row {odd}: the label {values[odd]!r} is neither a class name nor an integer")
         labels = labels.astype(str) if labels.dtype.kind != "O" else labels
-        names = {name: name for name in task.classes}  # type: ignore[misc]
-        unknown = sorted({v for v in values if v not in names})
-        known = ", ".join(task.classes)
+        known = {name: name for name in task.classes}
+        spelled = ", ".join(task.classes)
+    unknown = [v for v in values if v not in known]
     if unknown:
         raise DataError(
-            f"Unknown label type: {unknown[0]!r} is no class of the task {task.task!r}; its classes are {known}"
+            f"Unknown label type: {unknown[0]!r} is no class of the task {task.task!r}; its classes are {spelled}"
         )
     classes, codes = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise DataError(f"all labels are one class, {classes.item(0)!r}; a classifier needs examples of at least two")
-    return classes, tuple(names[int(c) if labels.dtype.kind in "iub" else c] for c in classes), codes.astype(np.intp)
+    return classes, tuple(known[c] for c in classes.tolist()), codes.astype(np.intp)
 
 
 def check_weights(sample_weight: Any, n: int) -> NDArray[np.float64]:
@@ -223,7 +224,7 @@ def _missing(value: Any) -> bool:
 
 
 def read_split(path: Path, task: Task) -> Split:
-    """A labelled split from a JSONL or CSV file with the task's fields and `label`.
+    """A labelled split from a JSONL or CSV file with the task's fields and `label`: a class, or its number from 0.
 
     Raises
     ------
@@ -232,11 +233,16 @@ def read_split(path: Path, task: Task) -> Split:
     """
     rows: list[Row] = []
     labels: list[str] = []
+    form = form_of(path)
+    # CSV has no numbers but their digits, which may be the names of classes as well.
+    counted = form == "csv" and not any(name.isdecimal() for name in task.classes)
+    names = {str(i): name for i, name in enumerate(task.classes)} if counted else {}
     with open_text(path) as stream:
-        for where, record, row in stream_rows(stream, task, name=str(path), form=form_of(path)):
+        for where, record, row in stream_rows(stream, task, name=str(path), form=form):
             if "label" not in record:
                 raise DataError(f"{where}: no 'label'; a training or test row needs one")
-            labels.append(_class_name(record["label"], task, where))
+            label = record["label"]
+            labels.append(_class_name(names.get(str(label), label), task, where))
             rows.append(row)
     if not rows:
         raise DataError(f"{path}: no rows; give it at least one for each class")
@@ -254,9 +260,20 @@ def _class_name(label: Any, task: Task, where: str) -> str:
     return str(label)
 
 
-def form_of(path: Path) -> str:
-    """The format of a file, by its suffix: csv, jsonl, or else text, one a line."""
-    return FORMATS.get(path.suffix, "text")
+def form_of(path: Path, default: str | None = None) -> str:
+    """The format of a file, by its suffix: csv, jsonl, or text, one a line; of another suffix the default.
+
+    Raises
+    ------
+    DataError
+        If the suffix says nothing and there is no default.
+    """
+    form = FORMATS.get(path.suffix.lower(), default)
+    if form is None:
+        raise DataError(
+            f"{path}: the suffix {path.suffix} says no format; use one of {', '.join(filter(None, FORMATS))}"
+        )
+    return form
 
 
 def open_text(path: Path) -> TextIO:
@@ -328,12 +345,24 @@ def _utf8(stream: TextIO, name: str) -> Iterator[str]:
 
 def _csv_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(MOST_CHARACTERS)  # the default refuses texts of 131,072 characters
-    table = csv.DictReader(lines)
+    table = csv.DictReader(lines, strict=True)  # or else a stray quote swallows the rest of the file
+    last = 0
     try:
+        n = len(table.fieldnames or ())
+        last = table.line_num
         for record in table:
-            yield table.line_num, {k: v for k, v in record.items() if k is not None}
+            if None in record:
+                raise DataError(
+                    f"{name}:{table.line_num}: {n + len(record[None])} cells but {n} column{'' if n == 1 else 's'}; "
+                    "put texts with commas in quotes"
+                )
+            last = table.line_num
+            yield last, record
     except csv.Error as error:
-        raise DataError(f"{name}:{table.reader.line_num}: not readable as CSV ({error}); correct the line") from None
+        raise DataError(
+            f"{name}:{last + 1}: not readable as CSV ({error}); end every quoted text with a quote, and double "
+            "the quotes inside it"
+        ) from None
 
 
 def _json_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -350,15 +379,16 @@ def _json_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[s
 
 
 def load_splits(task: Task, folder: Path | None = None) -> Splits:
-    """A task's data: from `folder/<task>/{train,validation,test}.jsonl`, the bundled files, or the hub.
+    """A task's data: from `folder/<task>/{train,validation,test}.jsonl`, the hub, or the bundled files.
 
     Raises
     ------
     DataError
         If there is no data, or it does not fit the spec.
     """
-    root = folder / task.task if folder else tasks_folder() / task.task
-    if (root / "train.jsonl").is_file() or folder:
+    root = (folder or tasks_folder()) / task.task
+    # A spec of the user's own that says where its data is may have the name of a bundled one.
+    if folder or (task.dataset is None and (root / "train.jsonl").is_file()):
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; --data takes a folder that holds {task.task}/train.jsonl")
         held_out = root / "validation.jsonl"

@@ -7,6 +7,7 @@ It is read from YAML, from a dict or by the name of a bundled task, validated on
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 import string
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -332,8 +333,7 @@ class Task:
         try:
             mapping = yaml.load(data, Loader=_SpecLoader)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise TaskError(f"{source}: not a readable YAML file ({reason})") from None
+            raise TaskError(f"{source}: not a readable YAML file {_unreadable(error)}") from None
         return cls.from_dict(mapping, source=source)
 
     @classmethod
@@ -438,10 +438,21 @@ class _SpecLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def _unreadable(error: Exception) -> str:
+    """What the YAML parser says, in short; unquoted braces at the start of a template are a mapping to it."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f"({' '.join(str(error).split()) or type(error).__name__})"
+    line = error.problem_mark.get_snippet(indent=0, max_length=2 * MAX_SPEC_BYTES) or ""
+    remedy = "; put the template in quotes" if line.startswith("template") else ""
+    return f"(line {error.problem_mark.line + 1}: {' '.join(str(error.problem).split())}){remedy}"
+
+
 def _known_keys(spec: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
     for key in spec:
         if key not in known:
-            raise TaskError(f"{where}: unknown key {key!r}; the keys are {', '.join(known)}")
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise TaskError(f"{where}: unknown key {key!r}{hint}; the keys are {', '.join(known)}")
 
 
 def _verbalizer(spec: Any, source: str) -> dict[str, dict[str, float]]:
