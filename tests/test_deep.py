@@ -18,6 +18,7 @@ from torch import Tensor
 
 import verbtune.deep
 from verbtune import Backbone, BackboneError, PromptClassifier
+from verbtune.baselines import ZeroShot
 from verbtune.calibration import Calibration
 from verbtune.compiled import CompiledTask, compile_task
 from verbtune.deep import FOLDS, LENGTH, SecondOpinion, second_opinion
@@ -229,19 +230,45 @@ def opinion_of(
     """What is made of `ROWS`, four times over, beside given class scores of all or some."""
     made = compiled("bert")
     index = np.arange(len(y)) if index is None else index
-    opinion, calibration, _ = second_opinion(
+    judged = second_opinion(
         made,
         made.encode(ROWS * 4),
         y,
         np.ones(len(y)),
         aggregate="mean",
         against=np.zeros(2),
+        manual=np.zeros((len(y), 2)),
         held_out=HeldOut(index, rows[index]),
         first=Calibration.none(2),
         seed=0,
     )
-    assert opinion is not None
-    return made, opinion, calibration
+    assert judged.opinion is not None
+    assert (judged.rows, judged.manual) == (1, 0)
+    return made, judged.opinion, judged.calibration
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_with_very_few_texts_the_manual_prompt_is_heard_as_far_as_it_is_believed(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logs(belief: float) -> np.ndarray:
+        monkeypatch.setattr(verbtune.deep, "_belief", lambda *_: belief)
+        clf = PromptClassifier(TONE, model=tiny(architecture)).fit(SENTENCES, LABELS)
+        assert (clf.second_opinion_ is None) == (belief == 0)
+        return np.log(clf.predict_proba(SENTENCES))
+
+    learned, manual = logs(1.0), logs(0.0)
+    words = ZeroShot(TONE, model=tiny(architecture), calibration="batch").fit(SENTENCES).predict_proba(SENTENCES)
+    odds = [np.diff(found)[:, 0] for found in (manual, np.log(words))]
+    np.testing.assert_allclose(np.corrcoef(*odds)[0, 1], 1, atol=1e-6)  # at another temperature
+    np.testing.assert_allclose(logs(0.7), log_softmax(0.7 * learned + 0.3 * manual, axis=1), atol=1e-4)
+
+
+@pytest.mark.parametrize(("better", "belief"), [(0.0, 0), (9.0, 1)])
+def test_what_very_few_texts_say_of_the_manual_prompt(better: float, belief: float) -> None:
+    y = np.arange(8) % 2
+    manual, learned = (scale * (np.eye(2)[y] - 0.5) for scale in (1.0, better))
+    assert verbtune.deep._belief(learned, manual, y, np.ones(8)) == pytest.approx(belief, abs=0.05)
 
 
 def test_it_is_heard_where_rows_say_nothing() -> None:
@@ -371,7 +398,8 @@ def test_words_of_several_pieces_are_heard_by_their_beginnings_in_one_pass(
     made = compiled(architecture, words)
     assert made.words.longest > 1
     assert made.words.beginnings.longest == 1
-    clf = PromptClassifier(TONE | {"verbalizer": words}, model=tiny(architecture)).fit(SENTENCES, LABELS)
+    spec = TONE | {"verbalizer": words}
+    clf = PromptClassifier(spec, model=tiny(architecture)).fit(SENTENCES * 2, LABELS * 2)
     clf.verbalizer_.word_scale.zero_()  # so that the rows need one pass as well
     passes: list[int] = []
     run = made.backbone._run

@@ -79,12 +79,15 @@ class _Fitted:
     calibration : Calibration
     against : ndarray of shape (C,)
         The class bias that calibrates the manual prompt.
+    manual : ndarray of shape (N, C)
+        The class scores of that.
     held_out : HeldOut
     """
 
     strength: float
     calibration: Calibration
     against: NDArray[np.float64]
+    manual: NDArray[np.float64]
     held_out: HeldOut
 
 
@@ -274,18 +277,21 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 compiled, verbalizer, prompt, texts.take(training), texts.take(held_out), strength, seed
             )
         elif self.steps is None and fitted is not None:
-            opinion, calibration, history = second_opinion(
+            judged = second_opinion(
                 compiled,
                 texts.examples,
                 texts.codes,
                 texts.weights,
                 aggregate=self.aggregate,
                 against=fitted.against,
+                manual=fitted.manual,
                 held_out=fitted.held_out,
                 first=fitted.calibration,
                 seed=seed,
                 progress=self.verbose,
             )
+            opinion, calibration, history = judged.opinion, judged.calibration, judged.history
+            verbalizer.mix(judged.rows, judged.manual, torch.tensor(fitted.against, device=backbone.device).float())
 
         self.parameters_ = self._plain_parameters()
         self.task_ = task
@@ -688,10 +694,11 @@ def _fit_rows(
         scores = verbalizer.cpu()(words, states).double().numpy()  # (N, C): rows are zero as yet
     y, weight, read = texts.codes, texts.weights, states.double().numpy()
     against = batch(scores).bias
+    manual = scores + against
     # Products are small here: threads that wait for each other take ten times as long.
     with threadpool_limits(1, user_api="blas"):
         reading, calibration, held_out = choose_reading(
-            scores + against,
+            manual,
             read,
             y,
             weight,
@@ -699,9 +706,7 @@ def _fit_rows(
             seed=seed,
             costly_words=compiled.words.longest > 1,
         )
-        rows, bias = fit_rows(
-            reading.word_scale * (scores + against), reading.features(read), y, weight, strength=reading.strength
-        )
+        rows, bias = fit_rows(reading.word_scale * manual, reading.features(read), y, weight, strength=reading.strength)
     found = {
         "rows": rows,
         "bias": bias + reading.word_scale * against,
@@ -712,7 +717,7 @@ def _fit_rows(
     tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()}
     verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
     verbalizer.to(backbone.device)
-    return _Fitted(reading.strength, calibration, against, held_out)
+    return _Fitted(reading.strength, calibration, against, manual, held_out)
 
 
 def _peft_config(backbone: Backbone, n: int) -> dict[str, Any]:

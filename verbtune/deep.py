@@ -1,7 +1,8 @@
 """A second opinion: how the label words begin, as the LM scores it behind a deep prompt that is tuned.
 
 Rows read what the LM's states hold; a deep prompt changes what every layer makes of a text.
-With few texts that helps much or little, so both are heard alike, until texts that are held out say otherwise.
+With few texts that helps much or little, so both are heard alike, until texts that are held out say otherwise. With
+very few the manual prompt, which nobody can learn badly, is heard as well.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ from .rows import HeldOut
 from .tuning import History, tune
 from .verbalizer import Verbalizer
 
-__all__ = ["SecondOpinion", "second_opinion"]
+__all__ = ["Judged", "SecondOpinion", "second_opinion"]
 
 Array = NDArray[np.float64]
 
@@ -40,6 +41,7 @@ MOST_STEPS = 300
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 8
 FOLDS = 3  # and the fewest texts of a class
+FEW = 12  # texts; of fewer, those held out say how far what was learned is believed beside the manual prompt
 MANY = 256  # texts; of more, one fold tells enough, and there are twice as many steps
 MOST_CLASSES = 50  # label words of more tell little, and the steps take minutes
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
@@ -68,6 +70,28 @@ class SecondOpinion:
         return self.weight * class_scores + self.bias
 
 
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What became of a second opinion.
+
+    Attributes
+    ----------
+    opinion : SecondOpinion or None
+    calibration : Calibration
+        For the sum of all class scores.
+    history : History
+        Of tuning on all texts; without a second opinion it has no steps.
+    rows, manual : float
+        Weights of the rows' class scores and of those of the calibrated manual prompt.
+    """
+
+    opinion: SecondOpinion | None
+    calibration: Calibration
+    history: History
+    rows: float = 1.0
+    manual: float = 0.0
+
+
 def second_opinion(
     compiled: CompiledTask,
     examples: Sequence[Example],
@@ -76,11 +100,12 @@ def second_opinion(
     *,
     aggregate: str,
     against: Array,
+    manual: Array,
     held_out: HeldOut,
     first: Calibration,
     seed: int,
     progress: bool = False,
-) -> tuple[SecondOpinion | None, Calibration, History]:
+) -> Judged:
     """Tune a deep prompt, and tell by texts that are held out how sure it may be.
 
     Parameters
@@ -93,6 +118,8 @@ def second_opinion(
         See `Verbalizer`.
     against : ndarray of shape (C,)
         The class bias that calibrates the manual prompt, where the tuned one starts.
+    manual : ndarray of shape (N, C)
+        The calibrated manual prompt's class scores.
     held_out : HeldOut
         Of the rows. If not all texts were held out, these are not shown to the deep prompt either when it is judged.
     first : Calibration
@@ -102,15 +129,11 @@ def second_opinion(
 
     Returns
     -------
-    opinion : SecondOpinion or None
-        None with too few texts of a class or too many classes, for an LM that takes no deep prompt, or if Ctrl-C ended
-        it.
-    calibration : Calibration
-        For the sum of both opinions' class scores; without a second one the first.
-    history : History
-        Of tuning on all texts; without a second opinion it has no steps.
+    Judged
+        Without an opinion with too few texts of a class or too many classes, for an LM that takes no deep prompt, if
+        Ctrl-C ended it, or if very few texts are likelier under the manual prompt.
     """
-    none = None, first, History()
+    none = Judged(None, first, History())
     if np.bincount(y)[np.unique(y)].min() < FOLDS or len(against) > MOST_CLASSES:
         return none
     backbone = compiled.backbone
@@ -119,7 +142,7 @@ def second_opinion(
     try:
         start = backbone.keys_and_values(from_vocabulary(table, LENGTH, exclude=special, generator=generator))
     except BackboneError as error:
-        warnings.warn(f"{error}; only the rows are learned", stacklevel=4)
+        warnings.warn(f"{error}; only the rows are learned", stacklevel=3)
         return none
     words = compiled.words.beginnings
     verbalizer = Verbalizer(words, backbone.state_width, aggregate=aggregate).to(backbone.device)
@@ -177,18 +200,27 @@ def second_opinion(
         return _interrupted(first)
     told = np.concatenate(folds)
     beside, calibration = _together(rows[told], second[told], y[told], weight[told], first)
+    belief, other = 1.0, 0.0
+    if len(y) < FEW:
+        plain = temperature(manual, y, sample_weight=weight)
+        learned = rows + beside * second
+        belief = _belief(calibration.apply(learned)[told], plain.apply(manual)[told], y[told], weight[told])
+        other = (1 - belief) * calibration.temperature / plain.temperature
+        calibration = calibration.tried_on((belief * learned + other * manual)[told], y[told])
+    beside *= belief
     # As it is saved: a file of half the size, and the same answers after loading.
     deep = parts.deep().half()
-    return SecondOpinion(deep, beside, beside * parts.bias.double().cpu().numpy()), calibration, history
+    opinion = SecondOpinion(deep, beside, beside * parts.bias.double().cpu().numpy()) if belief else None
+    return Judged(opinion, calibration, history, belief, other)
 
 
 def _steps(n: int) -> int:
     return min(round(STEPS * math.sqrt(n)), MOST_STEPS_A_TEXT * n, MOST_STEPS)
 
 
-def _interrupted(first: Calibration) -> tuple[None, Calibration, History]:
-    warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=5)
-    return None, first, History(interrupted=True)
+def _interrupted(first: Calibration) -> Judged:
+    warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=4)
+    return Judged(None, first, History(interrupted=True))
 
 
 def _together(
@@ -214,6 +246,16 @@ def _together(
     beside = float(share * first.temperature / second.temperature)
     calibration = Calibration(float((1 + share) / sharpness * first.temperature), np.zeros(rows.shape[1]))
     return beside, calibration.tried_on(rows + beside * words, y)
+
+
+def _belief(learned: Array, manual: Array, y: NDArray[np.intp], weight: Array) -> float:
+    """How far to believe calibrated class scores (N, C) beside the manual prompt's: less likely ones not at all."""
+
+    def likelihood(scores: Array) -> float:
+        return float((weight * log_softmax(scores, axis=1)[np.arange(len(y)), y]).sum())
+
+    belief = float(expit(likelihood(learned) - likelihood(manual)))
+    return belief if belief > 0.5 else 0.0
 
 
 class _Parts(nn.Module):

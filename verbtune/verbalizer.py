@@ -192,6 +192,14 @@ class Verbalizer(nn.Module):
             scores = self.word_scale * scores + read @ self.rows.T + self.bias  # (B, C)
         return scores
 
+    def mix(self, own: float, manual: float, against: Tensor) -> None:
+        """Let class scores become `own` times what they are, and `manual` times those of the words with a bias (C,)."""
+        assert self.rows is not None and self.bias is not None
+        with torch.no_grad():
+            self.rows.mul_(own)
+            self.bias.mul_(own).add_(manual * against)
+            self.word_scale.mul_(own).add_(manual)
+
     def of_words(self, word_scores: Tensor) -> Tensor:
         """Class scores (B, C) of the label words (B, W) alone."""
         shape = (len(word_scores), self.n_classes)
