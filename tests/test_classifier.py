@@ -565,7 +565,7 @@ def test_a_bad_task_is_refused_before_the_model_is_loaded() -> None:
 
 
 def test_what_does_not_fit_the_model_is_a_task_error() -> None:
-    with pytest.raises(TaskError, match="leave no room for the text; use fewer soft tokens"):
+    with pytest.raises(TaskError, match="leave no room for the text; use fewer of them, or a larger max_length"):
         make(prompt_length=150).fit(SENTENCES, LABELS)
     after = Task.from_dict(TONE.to_dict() | {"template": "{answer}: {text}"})
     with pytest.raises(TaskError, match="a causal LM cannot read"):
