@@ -362,7 +362,7 @@ def many_tasks(plan: Plan) -> Iterator[Row]:
     texts = draw_texts("sentences", count, backbone.tokenizer)
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / str(i) for i in range(count)]
-        fitted(backbone, texts, steps=None).save_pretrained(folders[0])
+        fitted(backbone, texts, steps=None, tune_template=True).save_pretrained(folders[0])
         for folder in folders[1:]:
             shutil.copytree(folders[0], folder)
         size = artifact.size(folders[0])
