@@ -303,6 +303,13 @@ def test_confusion_matrices_of_any_size(n):
     assert text.count(">100<") == 1 + n * (n <= 15)  # one on the scale
 
 
+def test_a_single_point_of_each_of_twenty_methods_can_be_told_from_the_others() -> None:
+    curves = {f"method {i}": [(1.0, float(i), 0.0)] for i in range(20)}
+    drawing = plots.draw_curves(curves, main="method 0", xlabel="x", ylabel="y", levels={}, logarithmic=False)
+    drawn = {(bar.lines[0].get_color(), bar.lines[0].get_marker()) for bar in drawing.axes[0].containers}
+    assert len(drawn) == len(curves)
+
+
 def test_dollar_signs_in_names_are_no_mathematics():
     names = ["cost $5_$", "$x$", "plain"]
     curves = {name: [(1.0, 2.0, 0.0), (2.0, 3.0, 0.0)] for name in names}

@@ -257,8 +257,9 @@ def _grid(n: int) -> tuple[int, int]:
 
 
 def _styles() -> list[tuple[str, str, str]]:
-    """Colour, marker and line of one curve after another."""
-    return [(color, MARKERS[i], line) for line in ("-", "--") for i, color in enumerate(COLORS)]
+    """Colour, marker and line of one curve after another; a point alone shows no line, so that markers move on."""
+    n = len(COLORS)
+    return [(COLORS[i], MARKERS[(i + turn) % n], line) for turn, line in enumerate(("-", "--", ":")) for i in range(n)]
 
 
 def _inked(drawing: Figure) -> Figure:
