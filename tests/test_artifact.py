@@ -514,3 +514,16 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "tone").mkdir()
     fitted(steps=0).save_pretrained(tmp_path / "tone")
     assert (tmp_path / "tone" / "verbtune.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "learned"),
+    [
+        ({"steps": 0}, "Rows for the frozen"),
+        ({"steps": 1, "verbalizer": "fixed"}, "Soft tokens for the frozen"),
+        ({"steps": 1}, "Rows and soft tokens for the frozen"),
+    ],
+)
+def test_the_card_says_what_was_learned(options: dict[str, Any], learned: str, tmp_path: Path) -> None:
+    PromptClassifier(TONE, model=tiny("bert"), **options).fit(SENTENCES, LABELS).save_pretrained(tmp_path / "tone")
+    assert f"\n{learned} " in (tmp_path / "tone" / "README.md").read_text("utf-8")

@@ -514,6 +514,15 @@ def test_the_fingerprint_is_the_files_in_any_precision(tmp_path: Path) -> None:
     assert other_half.fingerprint == half.fingerprint
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_positions_are_as_exact_in_16_bits_as_transformers_has_them(dtype: str, tmp_path: Path) -> None:
+    folder = save(tiny("llama"), tmp_path / "model")
+    ours = Backbone.load(folder, dtype=dtype).model
+    theirs = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    assert {n: b.dtype for n, b in ours.named_buffers()} == {n: b.dtype for n, b in theirs.named_buffers()}
+    assert torch.float32 in {b.dtype for b in ours.buffers()}
+
+
 def test_what_is_copied_or_pickled_during_a_call_is_the_model_as_it_was() -> None:
     backbone, found = fresh(), []
 

@@ -256,12 +256,14 @@ class Backbone:
                 with torch.device(device):
                     model = auto.from_config(config)  # type: ignore[no-untyped-call]
                 return cls(model, AutoTokenizer.from_pretrained(path, **where), kind=kind, name=name)
-            # The fingerprint is of bfloat16: numbers rounded to float16 first would give another one.
-            exact = torch.float32 if dtype == "float16" else getattr(torch, dtype)
             model, info = auto.from_pretrained(  # type: ignore[misc]
-                path, **where, dtype=exact, output_loading_info=True
+                path, **where, dtype=getattr(torch, dtype), output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(path, **where)
+            backbone = cls(model, tokenizer, kind=kind, name=name)
+            if dtype == "float16":  # the fingerprint is of bfloat16, and numbers rounded before would give another one
+                exact = auto.from_pretrained(path, **where, dtype=torch.float32)
+                backbone.fingerprint = cls(exact, tokenizer, kind=kind).fingerprint
         except BackboneError:
             raise
         except Exception as error:  # transformers raises many kinds
@@ -276,10 +278,7 @@ class Backbone:
                 f"{name}: the weights lack {len(missing)} tensors of {type(model).__name__} (first: {missing[0]}), so "
                 "it has no trained LM head; use a checkpoint saved with its language-model head"
             )
-        backbone = cls(model, tokenizer, kind=kind, name=name)
-        if dtype == "float16":
-            assert backbone.fingerprint
-        model.to(device, getattr(torch, dtype))
+        model.to(device)
         return backbone
 
     def __sklearn_clone__(self) -> Backbone:

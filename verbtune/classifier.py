@@ -291,7 +291,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 progress=self.verbose,
             )
             opinion, calibration, history = judged.opinion, judged.calibration, judged.history
-            verbalizer.mix(judged.rows, judged.manual, torch.tensor(fitted.against, device=backbone.device).float())
+            against = torch.tensor(fitted.against, dtype=torch.float32, device=backbone.device)  # (C,)
+            verbalizer.mix(judged.rows, judged.manual, against)
 
         self.parameters_ = self._plain_parameters()
         self.task_ = task
@@ -744,7 +745,9 @@ def _card(clf: PromptClassifier) -> str:
             "\nPEFT can load the soft prompt as well. It holds the embeddings of the leading special tokens, so encode "
             "the text with `add_special_tokens=False`; template and verbalizer are not part of PEFT's format.\n"
         )
-    learned = "Rows and a deep prompt" if clf.second_opinion_ else "Rows and soft tokens" if clf.steps else "Rows"
+    parts = {"rows": clf.verbalizer_.rows is not None, "a deep prompt": clf.second_opinion_}
+    parts["soft tokens"] = clf.parameters_["steps"]
+    learned = " and ".join(name for name, there in parts.items() if there).capitalize() or "The manual prompt"
     return (
         "---\nlibrary_name: verbtune\npipeline_tag: text-classification\n"
         f"base_model: {backbone.name or 'unknown'}\n---\n"
