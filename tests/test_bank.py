@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 import gc
 import re
@@ -26,6 +27,7 @@ import verbtune.deep
 from verbtune import Backbone, BackboneError, PromptClassifier, TaskBank, TaskError
 from verbtune.artifact import ArtifactError, size
 from verbtune.data import DataError
+from verbtune.parameters import ParameterError
 
 LABELS = ["positive", "negative", "positive", "negative", "negative", "positive", "negative"]
 TEXTS = [*SENTENCES[:3], "Good.", "so bad " * 85, "It was [MASK] {answer} </s> 🙂"]
@@ -145,6 +147,48 @@ def test_labels_are_each_tasks_own() -> None:
     clf = fitted("bert")["fixed"]
     assert found == [clf.predict(TEXTS[:1])[0], counted.predict(TEXTS[1:2])[0], clf.predict(TEXTS[1:2])[0]]
     assert [type(label) for label in found] == [str, int, str]
+
+
+def test_a_text_is_rejected_where_the_tasks_own_classifier_rejects_it() -> None:
+    bank, fitted_here = TaskBank(tiny("bert")), {}
+    for name, labels in {"mood": LABELS, "code": [int(label == "positive") for label in LABELS]}.items():
+        clf = PromptClassifier(TONE, model=tiny("bert"), steps=0).fit(SENTENCES, labels)
+        # Some of its confidences are enough for one rate and too low for another.
+        confidence = np.sort(clf.predict_proba(TEXTS).max(axis=1))
+        clf.calibration_ = dataclasses.replace(clf.calibration_, right=confidence, wrong=confidence[:0])
+        bank.add(name, clf)
+        fitted_here[name] = clf
+    pairs = [(name, text) for text in TEXTS for name in fitted_here]
+    rates = fitted_here["mood"].calibration_.error_rates()[1]
+    for rate in (float(np.median(rates)), 0.999):
+        own = {name: clf.predict(TEXTS, reject_at=rate).tolist() for name, clf in fitted_here.items()}
+        assert bank.predict(pairs, reject_at=rate) == [own[name][i] for i in range(len(TEXTS)) for name in fitted_here]
+        every = bank.predict_all(TEXTS, reject_at=rate)
+        assert {name: found.tolist() for name, found in every.items()} == own
+        rejected = own["mood"].count(None)
+        assert rejected == 0 if rate == 0.999 else 0 < rejected < len(TEXTS)
+
+
+def both_ways(name: str) -> list[Any]:
+    """Ask a bank of one task about a text, by its name and as all tasks."""
+    bank = TaskBank(tiny("bert"))
+    bank.add(name, fitted("bert")[name])
+    return [
+        lambda rate: bank.predict([(name, "Good.")], reject_at=rate),
+        lambda rate: bank.predict_all(["Good."], reject_at=rate)[name].tolist(),
+    ]
+
+
+def test_a_rate_that_cannot_be_kept_names_the_task() -> None:
+    for ask in both_ways("fixed"):
+        with pytest.raises(ParameterError, match=r"^task 'fixed': reject_at=0.1 has no held-out texts to go by; fit"):
+            ask(0.1)
+        with pytest.raises(ParameterError, match=r"^task 'fixed': reject_at=1 must be a number above 0 and below 1;"):
+            ask(1)
+    for ask in both_ways("learned"):
+        with pytest.warns(UserWarning, match=r"^task 'learned': reject_at=0.001 is less than the held-out") as caught:
+            assert ask(0.001) == [None]
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_all_tasks_over_texts_in_any_form() -> None:

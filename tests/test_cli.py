@@ -271,6 +271,7 @@ def test_show_on_a_causal_model(run: Run, models: Path) -> None:
     assert "label: positive\n" in output
     assert "soft tokens  2\n" in output
     assert "soft tokens  'In a'\n" in output
+    assert "Soft tokens are tuned with steps=; by default" in output
     assert "         soft 1\n" in output
     assert "  soft 3, starts as this token\n" in output
     assert "  the answer follows\n" in output

@@ -291,6 +291,7 @@ def test_numbers_as_labels_in_csv_are_those_of_jsonl(tmp_path: Path) -> None:
         ("a.csv", "label,text\n", "a.csv: no rows"),
         ("a.csv", b"label,text\npos,\xff\n", "a.csv:2: not UTF-8"),
         ("a.csv", "label,text\npos,x\nneg,No, thanks, no.\n", "a.csv:3: 4 cells but 2 columns; put texts with commas"),
+        ("a.csv", "text,label,text\na,pos,b\n", "a.csv:1: 2 columns are named 'text'; rename or remove all but one"),
         ("a.csv", "text\nNo, thanks.\n", "a.csv:2: 2 cells but 1 column; put texts with commas in quotes"),
         (
             "a.csv",
@@ -305,7 +306,7 @@ def test_numbers_as_labels_in_csv_are_those_of_jsonl(tmp_path: Path) -> None:
             "a.tsv: the suffix .tsv says no format; use one of .txt, .csv, .json, .jsonl, .ndjson",
         ),
     ],
-    ids=range(31),
+    ids=range(32),
 )
 def test_a_bad_file_is_one_line_that_names_file_and_line(tmp_path: Path, name: str, content: Any, message: str) -> None:
     path = write(tmp_path / name, content)

@@ -132,6 +132,7 @@ def test_no_room_for_the_text(masked: Backbone) -> None:
     (message,) = found(lint(make("{soft:150} {text} It was {answer}."), masked), "error")
     assert "take 156 of 160 tokens and leave 4 for the text" in message
     assert found(lint(make(), masked, prompt_length=150), "error") == [message]
+    assert found(lint(make(), masked, soft=False, prompt_length=150), "error") == []
 
 
 def test_little_room_for_the_text(masked: Backbone) -> None:

@@ -359,6 +359,10 @@ class Backbone:
                 limit = table.num_embeddings - table.padding_idx - 1
         return min(limit, self.tokenizer.model_max_length, MAX_LENGTH)
 
+    def limit(self, max_length: int | None) -> int:
+        """Most positions an example may take where at most `max_length` are asked for."""
+        return min(max_length or self.max_length, self.max_length)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """What tells this LM from any other: SHA-256 of its weights, in whichever precision it is loaded."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .backbone import Backbone, BackboneError, by_length
 from .calibration import Calibration
-from .classifier import PromptClassifier
+from .classifier import PromptClassifier, least_confidence, most_probable
 from .compiled import CompiledTask
 from .data import DataError, check_row, check_rows
 from .deep import SecondOpinion
@@ -59,6 +59,9 @@ class _Served:
         if self.second is not None and second is not None:
             scores = scores + self.second.scores(self.verbalizer.of_words(second[0]).double().cpu().numpy())
         return self.calibration.probabilities(scores)
+
+
+_Answer: TypeAlias = tuple[_Served, Probabilities, float | None]
 
 
 class TaskBank:
@@ -167,11 +170,20 @@ class TaskBank:
         DataError
             Naming row and task, and what is wrong with the text.
         """
-        return [found for _, found in self._ask(pairs)]
+        return [found for _, found, _ in self._ask(pairs)]
 
-    def predict(self, pairs: Iterable[tuple[str, Any]]) -> list[Any]:
-        """The most probable class for each (name, text); see `predict_proba`."""
-        return [served.classes.tolist()[found.argmax()] for served, found in self._ask(pairs)]
+    def predict(self, pairs: Iterable[tuple[str, Any]], *, reject_at: float | None = None) -> list[Any]:
+        """The most probable class for each (name, text), or `None` where it is too unsure.
+
+        Parameters
+        ----------
+        pairs : iterable of (name, text)
+            See `predict_proba`.
+        reject_at : float, optional
+            The part of a task's answers that may be wrong; see `PromptClassifier.rejection_threshold`.
+        """
+        answers = self._ask(pairs, reject_at)
+        return [most_probable(served.classes, found[None], least).tolist()[0] for served, found, least in answers]
 
     def predict_proba_all(self, texts: Any) -> dict[str, Probabilities]:
         """Class probabilities of every task for every text.
@@ -191,14 +203,18 @@ class TaskBank:
         DataError
             Naming task and row, and what is wrong with the text.
         """
-        return {name: found for name, (_, found) in self._ask_all(texts).items()}
+        return {name: found for name, (_, found, _) in self._ask_all(texts).items()}
 
-    def predict_all(self, texts: Any) -> dict[str, NDArray[Any]]:
-        """The most probable class of every task for every text, as arrays (N,); see `predict_proba_all`."""
-        return {name: served.classes[found.argmax(axis=1)] for name, (served, found) in self._ask_all(texts).items()}
+    def predict_all(self, texts: Any, *, reject_at: float | None = None) -> dict[str, NDArray[Any]]:
+        """The most probable class of every task for every text, as arrays (N,), or `None` where it is too unsure.
 
-    def _ask(self, pairs: Iterable[tuple[str, Any]]) -> list[tuple[_Served, Probabilities]]:
-        """Task and class probabilities (C,) of every pair."""
+        See `predict_proba_all` for the texts and `predict` for `reject_at`.
+        """
+        answers = self._ask_all(texts, reject_at)
+        return {name: most_probable(served.classes, found, least) for name, (served, found, least) in answers.items()}
+
+    def _ask(self, pairs: Iterable[tuple[str, Any]], reject_at: float | None = None) -> list[_Answer]:
+        """Task, class probabilities (C,) and the confidence that is wanted, of every pair."""
         tasks = self._tasks
         if isinstance(pairs, str | bytes | Mapping) or not isinstance(pairs, Iterable):
             raise DataError(f"expected a list of (task, text), got {type(pairs).__name__}; put pairs in a list")
@@ -212,28 +228,35 @@ class TaskBank:
                 raise TaskError(f"row {i}: {_unknown(name, tasks)}")
             rows.append(check_row(text, tasks[name].fields, f"row {i}: task {name!r}"))
             places.setdefault(name, []).append(i)
+        least: dict[str, float | None] = dict.fromkeys(places)
+        if reject_at is not None:
+            for name in places:
+                least[name] = least_confidence(tasks[name].calibration, reject_at, f"task {name!r}: ")
         found = _probabilities(self.backbone, [(tasks[name], [rows[i] for i in at]) for name, at in places.items()])
         answers = {
-            i: (tasks[name], row)
+            i: (tasks[name], row, least[name])
             for (name, at), each in zip(places.items(), found, strict=True)
             for i, row in zip(at, each, strict=True)
         }
         return [answers[i] for i in range(len(rows))]
 
-    def _ask_all(self, texts: Any) -> dict[str, tuple[_Served, Probabilities]]:
-        """Every task and its class probabilities (N, C)."""
+    def _ask_all(self, texts: Any, reject_at: float | None = None) -> dict[str, _Answer]:
+        """Every task, its class probabilities (N, C) and the confidence that is wanted."""
         tasks = self._tasks
         if isinstance(texts, Iterator):
             texts = list(texts)
         empty = isinstance(texts, Sized) and not len(texts)
         asked: list[tuple[_Served, list[Row]]] = []
+        least: dict[str, float | None] = dict.fromkeys(tasks)
         for name, served in tasks.items():
+            if reject_at is not None:
+                least[name] = least_confidence(served.calibration, reject_at, f"task {name!r}: ")
             try:
                 asked.append((served, [] if empty else check_rows(texts, served.fields)))
             except DataError as error:
                 raise DataError(f"task {name!r}: {error}") from None
         found = _probabilities(self.backbone, asked)
-        return dict(zip(tasks, zip(tasks.values(), found, strict=True), strict=True))
+        return {name: (tasks[name], each, least[name]) for name, each in zip(tasks, found, strict=True)}
 
 
 def _unknown(name: object, tasks: Collection[str]) -> str:

@@ -31,7 +31,7 @@ from .calibration import CONTENT_FREE_TEXTS, Calibration, batch, content_free
 from .classifier import PromptClassifier
 from .compiled import compile_task
 from .data import check_labels, check_rows
-from .encode import Row, tokenize
+from .encode import MIN_FIELD_TOKENS, Row, tokenize
 from .parameters import ParameterError, fixed_soft_tokens
 from .task import Task
 from .tuning import tune
@@ -270,11 +270,11 @@ class InContext(ZeroShot):
         while len(chosen) < self.k and any(queues):
             chosen += [queue.pop() for queue in queues if queue]
         chosen = rng.permutation(chosen[: self.k]).tolist()
-        limit = min(self.max_length or backbone.max_length, backbone.max_length)
+        limit = backbone.limit(self.max_length)
         empty = compile_task(task, backbone, max_length=self.max_length)
         frame = empty.layout.n_constant + empty.words.longest + 2  # tokens that a demonstration adds to its texts
         room = limit - frame - min(ROOM_FOR_TEXT, limit // 2)
-        share = max(room // self.k - frame, 8 * len(task.fields))
+        share = max(room // self.k - frame, MIN_FIELD_TOKENS * len(task.fields))
         demonstrations: list[tuple[Row, str]] = []
         for i in chosen:
             row: Row = {name: _cut_text(backbone, text, share // len(task.fields)) for name, text in rows[i].items()}

@@ -193,6 +193,8 @@ def show(task: Task, model: str, texts: tuple[str, ...], data: Path | None) -> N
             case Answer():
                 pieces.append(("{answer}", "a label word"))
     _echo_table(("piece", "content"), pieces)
+    if any(isinstance(segment, Soft) for segment in template.segments):
+        click.echo("Soft tokens are tuned with steps=; by default their text stands there, or nothing.")
 
     fields = [segment.name for segment in template.segments if isinstance(segment, Field)]
     tokens = []
@@ -347,6 +349,7 @@ def fit(
         rows=split.rows,
         labels=split.labels,
         max_length=clf.max_length,
+        soft=clf.steps is not None,
         prompt_length=clf.prompt_length,
     ):
         if problem.level == "warning":

@@ -82,12 +82,11 @@ def compile_task(
     TaskError
         If template or label words do not fit the backbone.
     """
-    limit = min(max_length or backbone.max_length, backbone.max_length)
     layout = compile_layout(
         task,
         backbone.tokenizer,
         backbone.kind,
-        max_length=limit,
+        max_length=backbone.limit(max_length),
         soft=soft,
         prompt_length=prompt_length,
         tune_template=tune_template,

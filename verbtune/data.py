@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import numbers
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -348,7 +349,11 @@ def _csv_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, dict[st
     table = csv.DictReader(lines, strict=True)  # or else a stray quote swallows the rest of the file
     last = 0
     try:
-        n = len(table.fieldnames or ())
+        names = list(table.fieldnames or ())
+        n = len(names)
+        for column, count in Counter(names).items():
+            if column and count > 1:  # spreadsheets end a header with columns of no name
+                raise DataError(f"{name}:1: {count} columns are named {column!r}; rename or remove all but one")
         last = table.line_num
         for record in table:
             if None in record:

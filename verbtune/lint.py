@@ -48,6 +48,7 @@ def lint(
     rows: Sequence[Row] = (),
     labels: Sequence[str] = (),
     max_length: int | None = None,
+    soft: bool = True,
     prompt_length: int = 0,
 ) -> list[Problem]:
     """Find what is wrong with a task: by itself, on a language model, and on data.
@@ -64,6 +65,8 @@ def lint(
         Labels of the data, to compare with the spec's classes.
     max_length, prompt_length : int
         As of `PromptClassifier`.
+    soft : bool, default=True
+        Whether soft tokens take room, as with `steps=` of `PromptClassifier`; by default it has none.
 
     Returns
     -------
@@ -80,7 +83,7 @@ def lint(
     problems = [*_spacing(task), *_coverage(task, labels)]
     if backbone is not None:
         try:
-            problems += _on_model(task, backbone, rows, max_length, prompt_length)
+            problems += _on_model(task, backbone, rows, max_length, soft, prompt_length)
         except TaskError as error:
             problems.append(Problem("error", str(error).removeprefix(f"{task.source or task.task}: ")))
     return sorted(problems, key=lambda problem: problem.level)
@@ -164,12 +167,12 @@ class _Word:
 
 
 def _on_model(
-    task: Task, backbone: Backbone, rows: Sequence[Row], max_length: int | None, prompt_length: int
+    task: Task, backbone: Backbone, rows: Sequence[Row], max_length: int | None, soft: bool, prompt_length: int
 ) -> Iterator[Problem]:
     """Find what only shows in the tokens of one language model."""
     tokenizer = backbone.tokenizer
     layout = compile_layout(
-        task, tokenizer, backbone.kind, max_length=sys.maxsize, soft=True, prompt_length=prompt_length
+        task, tokenizer, backbone.kind, max_length=sys.maxsize, soft=soft, prompt_length=prompt_length
     )
     pieces = tokenize(tokenizer, [word for _, word, _ in task.label_words], lead=layout.answer_lead)
     words = []
@@ -267,7 +270,7 @@ def _room(
     task: Task, layout: Layout, backbone: Backbone, longest: int, rows: Sequence[Row], max_length: int | None
 ) -> Iterator[Problem]:
     """Too few tokens left for the texts; the answer itself is never cut off."""
-    limit = min(max_length or backbone.max_length, backbone.max_length)
+    limit = backbone.limit(max_length)
     room = limit - layout.n_constant - (longest - 1)
     if room < ROOM_PER_FIELD * len(task.fields):
         level: OneOf["error", "warning"] = "error" if room < MIN_FIELD_TOKENS * len(task.fields) else "warning"
