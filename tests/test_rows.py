@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 import verbtune.rows
 from verbtune import PromptClassifier
-from verbtune.rows import CANDIDATES, MOST_CHOOSING, STEP, UNCHOSEN, choose_reading, fit_rows
+from verbtune.rows import CANDIDATES, MOST_CHOOSING, OF_MANY, STEP, UNCHOSEN, UNCHOSEN_OF_MANY, choose_reading, fit_rows
 
 
 def problem(n: int = 60, *, answer: float = 0.0, text: float = 0.0, seed: int = 0) -> tuple[Any, ...]:
@@ -78,6 +78,36 @@ def test_what_knows_the_class_is_read(answer: float, text: float, known: slice) 
     reading, _, held_out = choose_reading(base, states, y, weight, split=3, seed=0)
     assert (reading.gain[known] > 0).all()
     assert (held_out.scores.argmax(axis=1) == y[held_out.index]).mean() > 0.9
+
+
+def many_classes(per_class: int, *, answer: float, text: float, n_classes: int = 12) -> tuple[Any, Any, Any, Any]:
+    """Like `problem`, with states that tell many classes apart."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(n_classes), per_class)
+    places = np.random.default_rng(1).normal(0, 1, (n_classes, 40))
+    states = rng.normal(0, 1, (len(y), 40))
+    states[:, :20] += answer * places[y, :20]
+    states[:, 20:] += text * places[y, 20:]
+    return rng.normal(0, 0.1, (len(y), n_classes)), states, y, np.ones(len(y))
+
+
+@pytest.mark.parametrize(("answer", "text"), [(1.0, 1.0), (0.0, 0.7)])
+def test_of_many_classes_the_answer_is_read_where_it_tells_them_apart(answer: float, text: float) -> None:
+    reading, calibration, held_out = choose_reading(
+        *many_classes(6, answer=answer, text=text), split=20, seed=0, costly_words=True
+    )
+    assert bool(reading.gain[:20].any()) == bool(answer)
+    assert reading.gain[20:].all()
+    assert reading.word_scale == OF_MANY[0]
+    assert len(held_out.index) == len(calibration.right) + len(calibration.wrong) == 72
+    assert len(calibration.right) > 36
+
+
+@pytest.mark.parametrize(("per_class", "strength"), [(1, 0.05), (2, 0.125), (5, 0.05), (200, 0.01)])
+def test_of_many_classes_the_pull_is_the_weaker_the_more_texts_a_class_has(per_class: int, strength: float) -> None:
+    reading, *_ = choose_reading(*many_classes(per_class, answer=0, text=3), split=20, seed=0)
+    assert reading.strength == pytest.approx(strength)
+    assert reading.word_scale == (UNCHOSEN_OF_MANY if per_class == 1 else OF_MANY)[0]
 
 
 def test_costly_words_that_mislead_are_not_heard() -> None:

@@ -26,6 +26,11 @@ SHARES = (0.2, 0.8)  # of the state at the answer and of the mean state of the t
 CANDIDATES = ((2.0, 1.0), (1.0, 1.0), (0.5, 1.0), (1.0, 0.25), (0.5, 0.25), (0.5, 0.05))
 WITHOUT_WORDS = (0.0, 0.25)
 UNCHOSEN = (1.0, 0.25)  # where a class has one text only
+FEW_CLASSES = 10  # of more, rows that are judged while they have seen a quarter less ask for too strong a pull
+OF_MANY = (0.5, 0.25)  # its word scale, and its strength where a class has one text; where it has n, an n-th
+LEAST_STRENGTH = 0.01
+SHARES_OF_MANY = (SHARES, (0.0, 1.0))  # whether the state at the answer tells many classes apart depends on the LM
+UNCHOSEN_OF_MANY = (1.0, 0.05)
 STEP = 0.5  # nats that each step away costs, of the log-likelihood of all held-out texts together
 BIAS_STRENGTH = 0.1
 FOLDS = 4
@@ -137,7 +142,8 @@ def choose_reading(
 ) -> tuple[Reading, Calibration, HeldOut]:
     """What to read: the likeliest by texts held out in turn, less `STEP` for every nearer reading passed over.
 
-    Each reading is judged at its own best temperature.
+    Each reading is judged at its own best temperature. Of more than `FEW_CLASSES` only the shares of the two states
+    are chosen, and the strength follows from how many texts a class has.
 
     Parameters
     ----------
@@ -150,14 +156,15 @@ def choose_reading(
     seed : int
         Decides the folds, and which texts are used if there are many.
     costly_words : bool
-        Whether label words cost passes of their own: then leaving them out, which saves these, is a candidate.
+        Whether label words cost passes of their own: then leaving them out, which saves these, is a candidate for
+        few classes.
 
     Returns
     -------
     reading : Reading
     calibration : Calibration
         The temperature that suits the held-out scores, tried on them; none where a class has one text only, and
-        `UNCHOSEN` is read.
+        nothing is chosen.
     held_out : HeldOut
         All texts, held out in turn; of more texts than choose one in four, or less, held out once; none of too few.
     """
@@ -167,17 +174,16 @@ def choose_reading(
         np.sqrt(((part - part.mean(axis=0)) ** 2).sum(axis=1).mean()) + 1e-9
         for part in np.split(states, [split], axis=1)
     ]
-    gain = np.repeat(np.sqrt(SHARES) / spread, sizes)
-    candidates = (*CANDIDATES, WITHOUT_WORDS) if costly_words else CANDIDATES
 
-    def reading(scale: float, strength: float) -> Reading:
-        return Reading(scale, gain, center, strength)
+    def reading(scale: float, strength: float, shares: tuple[float, float] = SHARES) -> Reading:
+        return Reading(scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
 
+    few_classes = base.shape[1] <= FEW_CLASSES
     chosen = _of_all_classes(y, min(len(y), MOST_CHOOSING), seed)
     counts = np.bincount(y[chosen])
     folds, many = min(FOLDS, counts[counts > 0].min()), len(chosen) < len(y)
     if folds < 2:
-        unchosen = reading(*UNCHOSEN)
+        unchosen = reading(*(UNCHOSEN if few_classes else UNCHOSEN_OF_MANY))
         if many:
             return unchosen, *_held_out_once(base, states, y, weight, unchosen, seed)
         return unchosen, Calibration.none(base.shape[1]), HeldOut(np.empty(0, np.intp), np.empty((0, base.shape[1])))
@@ -191,7 +197,11 @@ def choose_reading(
         logs = log_softmax(calibration.apply(scores), axis=1)[np.arange(len(chosen)), y[chosen]]
         return float((weight[chosen] * logs).sum()), calibration, scores
 
-    readings = [reading(*candidate) for candidate in candidates]
+    if few_classes:
+        readings = [reading(*candidate) for candidate in (*CANDIDATES, *([WITHOUT_WORDS] if costly_words else []))]
+    else:
+        scale, strength = OF_MANY
+        readings = [reading(scale, max(LEAST_STRENGTH, strength * base.shape[1] / len(y)), s) for s in SHARES_OF_MANY]
     found = [held_out(tried) for tried in readings]
     best = max(range(len(found)), key=lambda i: found[i][0] - STEP * i)
     _, calibration, scores = found[best]
