@@ -631,12 +631,11 @@ class Backbone:
         scores: dict[int, Tensor] = {}
         first: Tensor | None = None
         for n in sorted({len(pieces) for pieces in words.pieces}):
-            logits, states, _ = self._run(examples, prompt, deep, n_masks=n)
-            logs = logits.float().log_softmax(-1)  # (B, n, V)
+            logits, states, _ = self._run(examples, prompt, deep, n_masks=n)  # (B, n, V)
             first = states if first is None else first
             of_length = [w for w, pieces in enumerate(words.pieces) if len(pieces) == n]
             pieces = torch.tensor([words.pieces[w] for w in of_length], device=self.device)  # (W', n)
-            each = torch.stack([logs[:, j, pieces[:, j]] for j in range(n)]).sum(0)  # (B, W')
+            each = _log_probabilities(logits, torch.arange(n, device=self.device), pieces).sum(-1)  # (B, W')
             scores |= dict(zip(of_length, each.unbind(1), strict=True))
         assert first is not None
         return torch.stack([scores[w] for w in range(len(words.words))], dim=1), first
@@ -651,8 +650,8 @@ class Backbone:
     ) -> tuple[Tensor, Tensor]:
         logits, states, context = self._run(examples, prompt, deep, start=start, keep=True)
         assert context is not None
-        logs = logits[:, 0].float().log_softmax(-1)  # (B, V)
-        scores = logs[:, [pieces[0] for pieces in words.pieces]]  # (B, W)
+        firsts = torch.tensor([pieces[0] for pieces in words.pieces], device=self.device)
+        scores = _log_probabilities(logits, torch.zeros_like(firsts), firsts)  # (B, W)
         tree = _Tree.of(words.pieces, self.device)
         size = max(1, LOGITS_PER_CHUNK // (len(tree.ids) * logits.shape[2]))
         rest = []
@@ -681,8 +680,7 @@ class Backbone:
             past_key_values=start.cache,
             use_cache=True,
         )
-        logs: Tensor = output.logits.float().log_softmax(-1)  # (B, T, V)
-        return logs[:, tree.node, tree.piece]
+        return _log_probabilities(output.logits, tree.node, tree.piece)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -742,6 +740,14 @@ def _kind_of(architecture: str) -> Kind | None:
     if "CausalLM" in architecture or "LMHead" in architecture:
         return "causal"
     return None
+
+
+def _log_probabilities(logits: Tensor, places: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities (B, …) of ids (…) at places (…) of logits (B, T, V).
+
+    Example by example, since those of a whole batch leave the caches and take three times as long.
+    """
+    return torch.stack([each.float().log_softmax(-1)[places, ids] for each in logits])
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
