@@ -144,8 +144,9 @@ def test_a_long_value_is_not_printed_in_full() -> None:
         pd.Series(["pos", "neg", "pos"], index=[9, 9, 9]),
         pd.Series(["pos", "neg", "pos"], dtype="category"),
         pd.Series(["pos", "neg", "pos"], dtype="string"),
+        iter(["pos", "neg", "pos"]),
     ],
-    ids=["list", "tuple", "array", "object", "column", "series", "category", "string"],
+    ids=["list", "tuple", "array", "object", "column", "series", "category", "string", "iterator"],
 )
 def test_names_as_labels(y: Any) -> None:
     classes, names, codes = check_labels(y, 3, TONE)

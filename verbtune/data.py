@@ -156,6 +156,8 @@ def check_labels(y: Any, n_rows: int, task: Task) -> tuple[NDArray[Any], tuple[s
     """
     if y is None:
         raise DataError("requires y to be passed, but the target y is None; give a label for every text")
+    if isinstance(y, Iterator):
+        y = list(y)
     try:
         labels = np.asarray(y)
     except ValueError:
