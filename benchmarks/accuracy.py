@@ -431,9 +431,10 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
             each = [[cells[method, t, s][key] for t, s in runs if t == task] for task in tasks]  # noqa: B023
             return statistics.mean(statistics.mean(values) for values in each)
 
-        def spread(method: str) -> float:
+        def spread(method: str) -> str:
             each = [[cells[method, t, s]["accuracy"] for t, s in runs if t == task] for task in tasks]  # noqa: B023
-            return statistics.mean(statistics.stdev(values) for values in each if len(values) > 1)
+            deviations = [statistics.stdev(values) for values in each if len(values) > 1]
+            return f"{100 * statistics.mean(deviations):.1f}" if deviations else "one seed"
 
         others = [m for m in FROZEN if m != "verbtune"]
         second = max(others, key=lambda m: mean(m, "accuracy"))
@@ -446,7 +447,7 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
         ours = [cells["verbtune", *run] for run in runs]
         lines.append(
             f"| {shots} | {len(tasks)} | {100 * ahead:+.1f} ({second}) | {len(fallen)} of {len(runs)}{worst} "
-            f"| {100 * spread('verbtune'):.1f}, {100 * spread('linear-probe'):.1f} | {mean('verbtune', 'ece'):.3f} "
+            f"| {spread('verbtune')}, {spread('linear-probe')} | {mean('verbtune', 'ece'):.3f} "
             f"| {mean('verbtune', 'nll'):.2f}, {mean(likely, 'nll'):.2f} ({likely}) "
             f"| {max(r['fit_seconds'] for r in ours):.0f} | {max(r['trained_parameters'] for r in ours):,} |"
         )
