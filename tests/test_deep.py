@@ -227,7 +227,7 @@ def test_one_seed_is_one_opinion() -> None:
 
 
 def opinion_of(
-    rows: np.ndarray, y: np.ndarray, index: np.ndarray | None = None
+    rows: np.ndarray, y: np.ndarray, index: np.ndarray | None = None, *, in_turn: bool = True
 ) -> tuple[CompiledTask, SecondOpinion, Calibration]:
     """What is made of `ROWS`, four times over, beside given class scores of all or some."""
     made = compiled("bert")
@@ -240,7 +240,7 @@ def opinion_of(
         aggregate="mean",
         against=np.zeros(2),
         manual=np.zeros((len(y), 2)),
-        held_out=HeldOut(index, rows[index]),
+        held_out=HeldOut(index, rows[index], in_turn=in_turn),
         first=Calibration.none(2),
         seed=0,
     )
@@ -308,10 +308,10 @@ def test_where_there_is_none(options: dict[str, Any], labels: list[str]) -> None
 
 
 @pytest.mark.parametrize(("extra", "there"), [(0, True), (1, False)])
-def test_fewer_texts_of_a_class_than_it_takes_are_left_to_the_rows(
+def test_fewer_texts_of_every_class_than_it_takes_are_left_to_the_rows(
     extra: int, there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verbtune.deep, "FOLDS", min(map(LABELS.count, set(LABELS))) + extra)
+    monkeypatch.setattr(verbtune.deep, "FOLDS", max(map(LABELS.count, set(LABELS))) + extra)
     assert (fitted().second_opinion_ is not None) == there
 
 
@@ -350,13 +350,24 @@ def test_of_more_texts_one_fold_is_held_out(monkeypatch: pytest.MonkeyPatch) -> 
 def test_texts_that_the_rows_held_out_once_are_held_out_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Class scores of other texts are of rows that saw them, and must not be asked."""
     sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
-    index = np.array([30, 1, 12, 5])
+    index = np.array([30, 1, 12, 5, 8])
     rows = np.full((len(y), 2), np.nan)
     rows[index] = 2.0 * np.eye(2)[y[index]]
-    _, opinion, calibration = opinion_of(rows, y, index)
-    assert sizes == [len(y) - 4, len(y)]
+    _, opinion, calibration = opinion_of(rows, y, index, in_turn=False)
+    assert sizes == [len(y) - 5, len(y)]
     assert np.isfinite(opinion.weight)
-    assert len(calibration.right) + len(calibration.wrong) == 4
+    assert len(calibration.right) + len(calibration.wrong) == 5
+
+
+def test_texts_that_the_rows_could_not_hold_out_are_always_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
+    index = np.delete(np.arange(len(y)), [4, 9, 20])
+    rows = np.full((len(y), 2), np.nan)
+    rows[index] = np.eye(2)[y[index]]
+    _, opinion, calibration = opinion_of(rows, y, index)
+    assert sizes == [len(y) - len(index) // FOLDS] * FOLDS + [len(y)]
+    assert np.isfinite(opinion.weight)
+    assert len(calibration.right) + len(calibration.wrong) == len(index)
 
 
 def test_an_lm_that_takes_none_learns_its_rows_and_says_so() -> None:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import SENTENCES, tiny
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy.optimize import check_grad
 from scipy.special import log_softmax, softmax
 
 import verbtune.rows
 from verbtune import PromptClassifier
-from verbtune.rows import CANDIDATES, MOST_CHOOSING, OF_MANY, STEP, UNCHOSEN, UNCHOSEN_OF_MANY, choose_reading, fit_rows
+from verbtune.rows import (
+    CANDIDATES,
+    FOLDS,
+    MOST_CHOOSING,
+    OF_MANY,
+    STEP,
+    UNCHOSEN,
+    UNCHOSEN_OF_MANY,
+    choose_reading,
+    fit_rows,
+    in_folds,
+)
 
 
 def problem(n: int = 60, *, answer: float = 0.0, text: float = 0.0, seed: int = 0) -> tuple[Any, ...]:
@@ -192,6 +206,40 @@ def test_a_class_with_one_text_leaves_nothing_to_choose_by() -> None:
     assert calibration.temperature == 1.0
     assert not len(held_out.index)
     assert (reading.word_scale, reading.strength) == UNCHOSEN
+
+
+def test_the_only_text_of_a_class_is_always_learned_and_the_others_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, states, y, weight = problem(answer=1)
+    base, y = np.hstack([base, np.zeros((60, 1))]), y.copy()
+    y[7] = 2
+    seen: list[bool] = []
+    fit = fit_rows
+
+    def counted(base: Any, features: Any, y: Any, *rest: Any, **named: Any) -> Any:
+        seen.append(2 in y)
+        return fit(base, features, y, *rest, **named)
+
+    monkeypatch.setattr(verbtune.rows, "fit_rows", counted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reading, calibration, held_out = choose_reading(base, states, y, weight, split=3, seed=0)
+    assert len(seen) == len(CANDIDATES) * FOLDS
+    assert all(seen)
+    assert sorted(held_out.index) == [i for i in range(60) if i != 7]
+    assert held_out.in_turn
+    assert len(calibration.right) + len(calibration.wrong) == 59
+    assert (reading.word_scale, reading.strength) in CANDIDATES
+
+
+@given(counts=st.lists(st.integers(0, 9), min_size=2, max_size=6), seed=st.integers(0, 99))
+def test_folds_hold_every_text_out_once_and_never_a_whole_class(counts: list[int], seed: int) -> None:
+    assume(sum(n > 1 for n in counts) > 1)
+    y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), [n * (n > 1) for n in counts]))
+    folds = list(in_folds(y, 4, seed))
+    assert sorted(np.concatenate(folds)) == list(range(len(y)))
+    assert len(folds) == min(4, max(counts))
+    for outside in folds:
+        assert set(np.delete(y, outside)) == set(y)
 
 
 def test_a_class_with_no_text_is_no_class_with_one_text() -> None:

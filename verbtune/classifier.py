@@ -380,7 +380,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ParameterError
-            If the rate is none, or no texts were held out in `fit`: with a fixed verbalizer, or a class of one text.
+            If the rate is none, or no texts were held out in `fit`: with a fixed verbalizer, or one text of a class.
         """
         check_is_fitted(self)
         return least_confidence(self.calibration_, reject_at)

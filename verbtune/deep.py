@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
 
 from .backbone import BackboneError
@@ -26,7 +25,7 @@ from .calibration import PRIOR, Calibration, temperature
 from .compiled import CompiledTask
 from .encode import Example
 from .prompt import DeepPrompt, from_vocabulary
-from .rows import HeldOut
+from .rows import HeldOut, in_folds
 from .tuning import History, tune
 from .verbalizer import Verbalizer
 
@@ -40,7 +39,7 @@ MOST_STEPS_A_TEXT = 2  # of fewer than sixteen
 MOST_STEPS = 300
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 8
-FOLDS = 3  # and the fewest texts of a class
+FOLDS = 3  # and the fewest texts of the class that has most
 FEW = 12  # texts; of fewer, those held out say how far what was learned is believed beside the manual prompt
 MANY = 256  # texts; of more, one fold tells enough, and there are twice as many steps
 MOST_CLASSES = 50  # label words of more tell little, and the steps take minutes
@@ -121,7 +120,7 @@ def second_opinion(
     manual : ndarray of shape (N, C)
         The calibrated manual prompt's class scores.
     held_out : HeldOut
-        Of the rows. If not all texts were held out, these are not shown to the deep prompt either when it is judged.
+        Of the rows. Those that were held out once are not shown to the deep prompt either when it is judged.
     first : Calibration
         The one that suits these.
     seed : int
@@ -130,11 +129,12 @@ def second_opinion(
     Returns
     -------
     Judged
-        Without an opinion with too few texts of a class or too many classes, for an LM that takes no deep prompt, if
-        Ctrl-C ended it, or if very few texts are likelier under the manual prompt.
+        Without an opinion with too few texts that can be held out or too many classes, for an LM that takes no deep
+        prompt, if Ctrl-C ended it, or if very few texts are likelier under the manual prompt.
     """
     none = Judged(None, first, History())
-    if np.bincount(y)[np.unique(y)].min() < FOLDS or len(against) > MOST_CLASSES:
+    told = np.sort(held_out.index)
+    if not len(told) or np.bincount(y[told]).max() < FOLDS or len(against) > MOST_CLASSES:
         return none
     backbone = compiled.backbone
     generator = torch.Generator().manual_seed(seed)
@@ -183,9 +183,8 @@ def second_opinion(
         scores: Tensor = verbalizer.of_words(found.to(backbone.device)) + parts.bias  # (B, C)
         return scores.double().cpu().numpy()
 
-    if len(held_out.index) == len(y):
-        every = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(y, y)
-        folds = [outside for _, outside in every][: 1 if many else None]
+    if held_out.in_turn:
+        folds = [told[outside] for outside in in_folds(y[told], FOLDS, seed)][: 1 if many else None]
     else:
         folds = [held_out.index]
     rows, second = np.zeros((2, len(y), len(against)))

@@ -8,6 +8,8 @@ cross-validation inside the training texts, and costs: of few texts the likelies
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from .calibration import Calibration, temperature
 
-__all__ = ["HeldOut", "Reading", "choose_reading", "fit_rows"]
+__all__ = ["HeldOut", "Reading", "choose_reading", "fit_rows", "in_folds"]
 
 Array = NDArray[np.float64]
 
@@ -25,7 +27,7 @@ SHARES = (0.2, 0.8)  # of the state at the answer and of the mean state of the t
 # Word scales and strengths, from the nearest to the manual prompt to the farthest.
 CANDIDATES = ((2.0, 1.0), (1.0, 1.0), (0.5, 1.0), (1.0, 0.25), (0.5, 0.25), (0.5, 0.05))
 WITHOUT_WORDS = (0.0, 0.25)
-UNCHOSEN = (1.0, 0.25)  # where a class has one text only
+UNCHOSEN = (1.0, 0.25)  # where no two classes have two texts
 FEW_CLASSES = 10  # of more, rows that are judged while they have seen a quarter less ask for too strong a pull
 OF_MANY = (0.5, 0.25)  # its word scale, and its strength where a class has one text; where it has n, an n-th
 LEAST_STRENGTH = 0.01
@@ -73,10 +75,13 @@ class HeldOut:
         Which texts.
     scores : ndarray of shape (M, C)
         Their class scores, uncalibrated.
+    in_turn : bool
+        Whether the rows saw most of these, when they were asked about the others; or else none of them.
     """
 
     index: NDArray[np.intp]
     scores: Array
+    in_turn: bool = True
 
 
 def fit_rows(
@@ -163,10 +168,10 @@ def choose_reading(
     -------
     reading : Reading
     calibration : Calibration
-        The temperature that suits the held-out scores, tried on them; none where a class has one text only, and
-        nothing is chosen.
+        The temperature that suits the held-out scores, tried on them; none of too few.
     held_out : HeldOut
-        All texts, held out in turn; of more texts than choose one in four, or less, held out once; none of too few.
+        All texts, held out in turn, but for those that are the only one of their class; of more texts than choose one
+        in four, or less, held out once; none where no two classes have two texts, so that nothing is chosen.
     """
     center = states.mean(axis=0)
     sizes = (split, states.shape[1] - split)
@@ -180,22 +185,23 @@ def choose_reading(
 
     few_classes = base.shape[1] <= FEW_CLASSES
     chosen = _of_all_classes(y, min(len(y), MOST_CHOOSING), seed)
-    counts = np.bincount(y[chosen])
-    folds, many = min(FOLDS, counts[counts > 0].min()), len(chosen) < len(y)
-    if folds < 2:
+    several = chosen[_counts(y[chosen]) > 1]
+    many = len(chosen) < len(y)
+    if len(np.unique(y[several])) < 2:
         unchosen = reading(*(UNCHOSEN if few_classes else UNCHOSEN_OF_MANY))
         if many:
             return unchosen, *_held_out_once(base, states, y, weight, unchosen, seed)
         return unchosen, Calibration.none(base.shape[1]), HeldOut(np.empty(0, np.intp), np.empty((0, base.shape[1])))
-    parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(chosen, y[chosen]))
+    parts = list(in_folds(y[several], FOLDS, seed))
 
     def held_out(tried: Reading) -> tuple[float, Calibration, Array]:
-        scores = np.empty((len(chosen), base.shape[1]))
-        for inside, outside in parts:
-            scores[outside] = _unseen(base, states, y, weight, tried, chosen[inside], chosen[outside])
-        calibration = temperature(scores, y[chosen], sample_weight=weight[chosen])
-        logs = log_softmax(calibration.apply(scores), axis=1)[np.arange(len(chosen)), y[chosen]]
-        return float((weight[chosen] * logs).sum()), calibration, scores
+        scores = np.empty((len(several), base.shape[1]))
+        for outside in parts:
+            inside = chosen[~np.isin(chosen, several[outside])]
+            scores[outside] = _unseen(base, states, y, weight, tried, inside, several[outside])
+        calibration = temperature(scores, y[several], sample_weight=weight[several])
+        logs = log_softmax(calibration.apply(scores), axis=1)[np.arange(len(several)), y[several]]
+        return float((weight[several] * logs).sum()), calibration, scores
 
     if few_classes:
         readings = [reading(*candidate) for candidate in (*CANDIDATES, *([WITHOUT_WORDS] if costly_words else []))]
@@ -208,7 +214,21 @@ def choose_reading(
     # Those that choose may be few of each of many classes: rows fitted to them are much worse than the final ones.
     if many:
         return readings[best], *_held_out_once(base, states, y, weight, readings[best], seed)
-    return readings[best], calibration.tried_on(scores, y[chosen]), HeldOut(chosen, scores)
+    return readings[best], calibration.tried_on(scores, y[several]), HeldOut(several, scores)
+
+
+def in_folds(y: NDArray[np.intp], n: int, seed: int) -> Iterator[NDArray[np.intp]]:
+    """Indices of texts that are held out together: each once, in at most `n` folds that are alike in their classes."""
+    folds = StratifiedKFold(min(n, _counts(y).max()), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # its texts are in as many folds
+        yield from (outside for _, outside in folds.split(y, y))
+
+
+def _counts(y: NDArray[np.intp]) -> NDArray[np.intp]:
+    """How many texts the class of each text has."""
+    counts: NDArray[np.intp] = np.bincount(y)[y]
+    return counts
 
 
 def _of_all_classes(y: NDArray[np.intp], n: int, seed: int) -> NDArray[np.intp]:
@@ -243,7 +263,8 @@ def _held_out_once(
 ) -> tuple[Calibration, HeldOut]:
     """At most `MOST_CHOOSING` texts of all classes, and the temperature that suits them, tried on them."""
     outside = _of_all_classes(y, min(len(y) // FOLDS, MOST_CHOOSING), seed)
+    outside = outside[_counts(y)[outside] > 1]
     inside = np.setdiff1d(np.arange(len(y)), outside)
     scores = _unseen(base, states, y, weight, reading, inside, outside)
     calibration = temperature(scores, y[outside], sample_weight=weight[outside]).tried_on(scores, y[outside])
-    return calibration, HeldOut(outside, scores)
+    return calibration, HeldOut(outside, scores, in_turn=False)
