@@ -235,7 +235,7 @@ def test_the_only_text_of_a_class_is_always_learned_and_the_others_choose(monkey
 def test_folds_hold_every_text_out_once_and_never_a_whole_class(counts: list[int], seed: int) -> None:
     assume(sum(n > 1 for n in counts) > 1)
     y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), [n * (n > 1) for n in counts]))
-    folds = list(in_folds(y, 4, seed))
+    folds = in_folds(y, 4, seed)
     assert sorted(np.concatenate(folds)) == list(range(len(y)))
     assert len(folds) == min(4, max(counts))
     for outside in folds:

@@ -359,7 +359,7 @@ class Backbone:
                 limit = table.num_embeddings - table.padding_idx - 1
         return min(limit, self.tokenizer.model_max_length, MAX_LENGTH)
 
-    def limit(self, max_length: int | None) -> int:
+    def most_positions(self, max_length: int | None) -> int:
         """Most positions an example may take where at most `max_length` are asked for."""
         return min(max_length or self.max_length, self.max_length)
 

@@ -270,7 +270,7 @@ class InContext(ZeroShot):
         while len(chosen) < self.k and any(queues):
             chosen += [queue.pop() for queue in queues if queue]
         chosen = rng.permutation(chosen[: self.k]).tolist()
-        limit = backbone.limit(self.max_length)
+        limit = backbone.most_positions(self.max_length)
         empty = compile_task(task, backbone, max_length=self.max_length)
         frame = empty.layout.n_constant + empty.words.longest + 2  # tokens that a demonstration adds to its texts
         room = limit - frame - min(ROOM_FOR_TEXT, limit // 2)

@@ -380,7 +380,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ParameterError
-            If the rate is none, or no texts were held out in `fit`: with a fixed verbalizer, or one text of a class.
+            If the rate is none, or no texts were held out in `fit`: with a fixed verbalizer, or where no two
+            classes have two texts.
         """
         check_is_fitted(self)
         return least_confidence(self.calibration_, reject_at)

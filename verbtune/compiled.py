@@ -86,7 +86,7 @@ def compile_task(
         task,
         backbone.tokenizer,
         backbone.kind,
-        max_length=backbone.limit(max_length),
+        max_length=backbone.most_positions(max_length),
         soft=soft,
         prompt_length=prompt_length,
         tune_template=tune_template,

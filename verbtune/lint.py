@@ -270,7 +270,7 @@ def _room(
     task: Task, layout: Layout, backbone: Backbone, longest: int, rows: Sequence[Row], max_length: int | None
 ) -> Iterator[Problem]:
     """Too few tokens left for the texts; the answer itself is never cut off."""
-    limit = backbone.limit(max_length)
+    limit = backbone.most_positions(max_length)
     room = limit - layout.n_constant - (longest - 1)
     if room < ROOM_PER_FIELD * len(task.fields):
         level: OneOf["error", "warning"] = "error" if room < MIN_FIELD_TOKENS * len(task.fields) else "warning"

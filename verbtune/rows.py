@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +191,7 @@ def choose_reading(
         if many:
             return unchosen, *_held_out_once(base, states, y, weight, unchosen, seed)
         return unchosen, Calibration.none(base.shape[1]), HeldOut(np.empty(0, np.intp), np.empty((0, base.shape[1])))
-    parts = list(in_folds(y[several], FOLDS, seed))
+    parts = in_folds(y[several], FOLDS, seed)
 
     def held_out(tried: Reading) -> tuple[float, Calibration, Array]:
         scores = np.empty((len(several), base.shape[1]))
@@ -217,12 +216,12 @@ def choose_reading(
     return readings[best], calibration.tried_on(scores, y[several]), HeldOut(several, scores)
 
 
-def in_folds(y: NDArray[np.intp], n: int, seed: int) -> Iterator[NDArray[np.intp]]:
+def in_folds(y: NDArray[np.intp], n: int, seed: int) -> list[NDArray[np.intp]]:
     """Indices of texts that are held out together: each once, in at most `n` folds that are alike in their classes."""
     folds = StratifiedKFold(min(n, _counts(y).max()), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # its texts are in as many folds
-        yield from (outside for _, outside in folds.split(y, y))
+        return [outside for _, outside in folds.split(y, y)]
 
 
 def _counts(y: NDArray[np.intp]) -> NDArray[np.intp]:
