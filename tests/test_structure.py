@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def imported(module: ast.Module) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
-            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+            names = {verbtune._HOMES.get(alias.name, alias.name) for alias in node.names}
+            found |= {node.module.split(".")[0]} if node.module else names
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("verbtune"):
             found.add(".".join(node.module.split(".")[1:]) or "verbtune")
         elif isinstance(node, ast.Import):
@@ -51,8 +53,8 @@ def test_a_module_imports_only_those_above_it(path: Path) -> None:
 
 
 def test_the_import_check_sees_every_form() -> None:
-    source = "from . import a\nfrom .b import c\ndef f():\n    import verbtune.d\n    from verbtune.e import g\n"
-    assert imported(ast.parse(source)) == {"a", "b", "verbtune.d", "e"}
+    source = "from . import a, TaskBank\nfrom .b import c\ndef f():\n  import verbtune.d\n  from verbtune.e import g\n"
+    assert imported(ast.parse(source)) == {"a", "bank", "b", "verbtune.d", "e"}
 
 
 FORBIDDEN = {
@@ -131,6 +133,16 @@ def test_the_public_names_are_there_and_others_are_not() -> None:
         assert getattr(verbtune, name).__name__ == name
     with pytest.raises(AttributeError, match="module 'verbtune' has no attribute 'nothing'"):
         verbtune.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_a_first_use_leaves_the_garbage_collector_as_it_was(collecting: bool) -> None:
+    try:
+        (gc.enable if collecting else gc.disable)()
+        assert verbtune.Task
+        assert gc.isenabled() == collecting
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

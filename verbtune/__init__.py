@@ -12,6 +12,7 @@ middle, and all that learns are a few prompt vectors and a row for every class::
 
 from __future__ import annotations
 
+import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -37,4 +38,11 @@ def __getattr__(name: str) -> Any:
     # torch and transformers take seconds to import; `verbtune --help` needs neither.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    collecting = gc.isenabled()
+    gc.disable()  # what is imported stays: to look for garbage among half a million objects takes a tenth of the time
+    try:
+        module = importlib.import_module(f".{_HOMES[name]}", __name__)
+    finally:
+        if collecting:
+            gc.enable()
+    return getattr(module, name)

@@ -6,9 +6,11 @@ error. Exit codes: 0, 1 for a job that failed, 2 for a wrong call, 130 after Ctr
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import csv
 import dataclasses
+import gc
 import inspect
 import io
 import itertools
@@ -57,6 +59,7 @@ class _Commands(click.Group):
             os.environ.setdefault(name, value)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors=ODD)
+        atexit.register(gc.freeze)  # or the exit takes a second to look for garbage in what was imported
         kwargs["standalone_mode"] = False
         code: int
         try:
@@ -326,8 +329,7 @@ def fit(
 
     Ctrl-C ends the training early; the best prompt so far is saved.
     """
-    from . import artifact
-    from .classifier import PromptClassifier
+    from . import PromptClassifier, artifact
     from .data import read_split, sample_shots
     from .lint import lint
     from .parameters import ParameterError, check_parameters
@@ -374,7 +376,7 @@ def fit(
 
 def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
     """Read NAME=VALUE pairs as arguments of `PromptClassifier`, each of the type that it wants."""
-    from .classifier import PromptClassifier
+    from . import PromptClassifier
 
     wanted = {
         name: parameter.annotation
@@ -440,7 +442,7 @@ def predict(
     leaves without an answer has an empty label, in JSONL null. If the input has an error, no --output file is
     left behind.
     """
-    from .classifier import PromptClassifier
+    from . import PromptClassifier
     from .data import DataError, form_of, stream_rows
 
     try:
@@ -680,7 +682,7 @@ def _seeds(given: tuple[int, ...] | None, usual: tuple[int, ...]) -> tuple[int, 
 
 def _load(name: str, *, weights: bool = True, device: str | None = None, dtype: str = "auto") -> Backbone:
     """Load the language model that the user names."""
-    from .backbone import Backbone
+    from . import Backbone
 
     try:
         return Backbone.load(name, device=device, dtype=dtype, weights=weights)
