@@ -393,13 +393,15 @@ def measured(group: str, kind: str) -> list[dict[str, Any]]:
 
 
 def block(name: str) -> str:
-    """A generated part: GROUP-KIND, such as `frozen-masked`, or `bars-masked`."""
+    """A generated part: GROUP-KIND, such as `frozen-masked`, `bars-masked` or `together-masked`."""
     group, kind = name.split("-")
-    records = measured("frozen" if group == "bars" else group, kind)
+    records = measured({"bars": "frozen", "together": "trained"}.get(group, group), kind)
     if not records:
         return "Not measured yet.\n"
     if group == "bars":
         return "\n".join(["", *bars(records), ""])
+    if group == "together":
+        return "\n".join(["", *together(records, measured("frozen", kind)), ""])
     if group in ("trained", "ablation", "length"):  # beside the others, or the default, on the same sets and seeds
         asked = {(r["task"], r["shots"], r["seed"]) for r in records}
         beside = FROZEN if group == "trained" else ("verbtune",)
@@ -428,8 +430,7 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
         tasks = list(dict.fromkeys(task for task, _ in runs))
 
         def mean(method: str, key: str) -> float:
-            each = [[cells[method, t, s][key] for t, s in runs if t == task] for task in tasks]  # noqa: B023
-            return statistics.mean(statistics.mean(values) for values in each)
+            return mean_of([[cells[method, t, s] for t, s in runs if t == task] for task in tasks], key)  # noqa: B023
 
         def spread(method: str) -> str:
             each = [[cells[method, t, s]["accuracy"] for t, s in runs if t == task] for task in tasks]  # noqa: B023
@@ -451,6 +452,36 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
             f"| {mean('verbtune', 'nll'):.2f}, {mean(likely, 'nll'):.2f} ({likely}) "
             f"| {max(r['fit_seconds'] for r in ours):.0f} | {max(r['trained_parameters'] for r in ours):,} |"
         )
+    return lines
+
+
+def mean_of(cells: Sequence[Sequence[dict[str, Any]]], key: str) -> float:
+    """The mean over sets of the means over seeds, from the records of each set."""
+    return statistics.mean(statistics.mean(record[key] for record in cell) for cell in cells)
+
+
+def together(trained: Sequence[dict[str, Any]], frozen: Sequence[dict[str, Any]]) -> list[str]:
+    """Those that train and those that do not, over all sets and seeds that all of a number of shots have."""
+    heads: dict[int, str] = {}
+    found: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
+    for shots in sorted({r["shots"] for r in trained}):
+        asked = {(r["task"], r["seed"]) for r in trained if r["shots"] == shots}
+        beside = [r for r in frozen if r["shots"] == shots and (r["task"], r["seed"]) in asked]
+        here = common([r for r in trained if r["shots"] == shots] + [r for r in beside if r["method"] in FROZEN])
+        runs = {(r["task"], r["seed"]) for r in here}
+        tasks = {task for task, _ in runs}
+        heads[shots] = f"{shots} labels: {len(tasks)} sets, {len(runs)} runs"
+        here += [r for r in beside if r["method"] == ROWS_ONLY and (r["task"], r["seed"]) in runs]
+        for method in {r["method"] for r in here}:
+            cells = [[r for r in here if r["method"] == method and r["task"] == task] for task in tasks]
+            found[method][shots] = mean_of(cells, "accuracy"), mean_of(cells, "nll")
+    main = max(heads, key=lambda shots: len({m for m in found if shots in found[m]}))
+    lines = ["| method | " + " | ".join(heads.values()) + " |", "|---|" + "---:|" * len(heads)]
+    for method in sorted(found, key=lambda m: -found[m].get(main, (0.0, 0.0))[0]):
+        each = (
+            f"{100 * found[method][s][0]:.1f}, {found[method][s][1]:.2f}" if s in found[method] else "" for s in heads
+        )
+        lines.append(f"| {method} | " + " | ".join(each) + " |")
     return lines
 
 
@@ -542,7 +573,7 @@ def table(records: Sequence[dict[str, Any]]) -> list[str]:
     tasks = list(dict.fromkeys(r["task"] for r in records))
 
     def mean(method: str, key: str) -> float:
-        return statistics.mean(statistics.mean(r[key] for r in cells[method, task]) for task in tasks)
+        return mean_of([cells[method, task] for task in tasks], key)
 
     def spread(method: str) -> float:
         seeds = [[r["accuracy"] for r in cells[method, t]] for t in tasks]
