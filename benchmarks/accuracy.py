@@ -469,10 +469,10 @@ def together(trained: Sequence[dict[str, Any]], frozen: Sequence[dict[str, Any]]
         beside = [r for r in frozen if r["shots"] == shots and (r["task"], r["seed"]) in asked]
         here = common([r for r in trained if r["shots"] == shots] + [r for r in beside if r["method"] in FROZEN])
         runs = {(r["task"], r["seed"]) for r in here}
-        tasks = {task for task, _ in runs}
+        tasks = sorted({task for task, _ in runs})
         heads[shots] = f"{shots} labels: {len(tasks)} sets, {len(runs)} runs"
         here += [r for r in beside if r["method"] == ROWS_ONLY and (r["task"], r["seed"]) in runs]
-        for method in {r["method"] for r in here}:
+        for method in dict.fromkeys(r["method"] for r in here):
             cells = [[r for r in here if r["method"] == method and r["task"] == task] for task in tasks]
             found[method][shots] = mean_of(cells, "accuracy"), mean_of(cells, "nll")
     main = max(heads, key=lambda shots: len({m for m in found if shots in found[m]}))
