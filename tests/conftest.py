@@ -180,6 +180,27 @@ def _bert_causal() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
     return tf.BertLMHeadModel(tf.BertConfig(vocab_size=len(t), is_decoder=True, **SMALL, **ROOM)), t
 
 
+def _mistral() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
+    t = _metaspace(masked=False)
+    config = tf.MistralConfig(vocab_size=len(t), num_key_value_heads=2, sliding_window=8, **SMALL, **ROOM)
+    return tf.MistralForCausalLM(config), t
+
+
+def _modernbert_decoder() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
+    t = _byte_bpe(special=False)
+    config = tf.ModernBertDecoderConfig(
+        vocab_size=len(t),
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        local_attention=16,
+        global_attn_every_n_layers=2,
+        **SMALL,
+        **ROOM,
+    )
+    return tf.ModernBertDecoderForCausalLM(config), t
+
+
 MASKED = {
     "bert": _bert,
     "roberta": _roberta,
@@ -188,6 +209,7 @@ MASKED = {
     "deberta-v2": _deberta,
 }
 CAUSAL = {"gpt2": _gpt2, "llama": _llama, "qwen3": _qwen3, "opt": _opt, "bert-causal": _bert_causal}
+CAUSAL |= {"mistral": _mistral, "modernbert-decoder": _modernbert_decoder}  # these see the last 8 positions only
 ARCHITECTURES = MASKED | CAUSAL
 
 

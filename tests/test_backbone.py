@@ -1,4 +1,4 @@
-"""The frozen LM on ten architectures: exact scores, nothing changed, nothing left behind, clear refusals."""
+"""The frozen LM on twelve architectures: exact scores, nothing changed, nothing left behind, clear refusals."""
 
 from __future__ import annotations
 

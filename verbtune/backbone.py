@@ -15,6 +15,7 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 import threading
 import weakref
@@ -49,6 +50,7 @@ MAX_LENGTH = 512
 TOKENS_PER_BATCH = 2048  # on a CPU: what is computed stays in the caches of a core
 TOKENS_PER_BATCH_ON_GPU = 16384
 LOGITS_PER_CHUNK = 1 << 25
+SLIDING = "sliding_attention"  # what transformers calls layers that see the last few positions only
 
 
 class BackboneError(ValueError):
@@ -348,6 +350,11 @@ class Backbone:
         """Size S of what `word_scores` gives beside the scores."""
         return self.width + int(self.model.config.get_text_config().hidden_size)
 
+    @property
+    def _window(self) -> float:
+        """How many positions its layers with a sliding window see."""
+        return getattr(self.model.config.get_text_config(), "sliding_window", None) or math.inf
+
     @functools.cached_property
     def max_length(self) -> int:
         """Most positions a sequence may take, at most 512."""
@@ -559,10 +566,17 @@ class Backbone:
             soft = batch.slots >= 0  # (B, T)
             embeds[soft] = prompt.to(embeds.dtype)[batch.slots[soft]]
         attention = torch.cat([known, batch.attention], dim=1)  # (B, F + T)
+        # Where no answer or text sees padding no mask is passed: attention then takes its faster kernel.
+        unseen = known if self.kind == "causal" else attention  # padding is on the right
+        mask: Any = None if bool(unseen.all()) else attention
         if start is not None:
             inputs["past_key_values"] = start.cache
             if self._takes_positions:
                 inputs["position_ids"] = start.positions(batch.attention)
+                if mask is not None and self._window < attention.shape[1]:
+                    size = batch.ids.shape[1]
+                    earlier = torch.ones(size, size, dtype=torch.bool, device=self.device).tril()
+                    mask = self._seen(start, earlier, inputs["position_ids"])
         elif keep:
             inputs["past_key_values"] = DynamicCache()  # without config no sliding layer drops positions
         if self.kind == "causal":
@@ -571,11 +585,7 @@ class Backbone:
         apart = not keep and batch.answers.shape[1] == 1 and self._last_is_apart
         spared = only_at(self._layers[-1], batch.answers) if apart else contextlib.nullcontext()
         with self._only_at(batch.answers, head), quick_gradients(self.device), behind(deep, examples), spared:
-            # Where no answer or text sees padding no mask is passed: attention then takes its faster kernel.
-            unseen = known if self.kind == "causal" else attention  # padding is on the right
-            output = self.model(
-                inputs_embeds=embeds, attention_mask=None if bool(unseen.all()) else attention, **inputs
-            )
+            output = self.model(inputs_embeds=embeds, attention_mask=mask, **inputs)
         assert head.states is not None and head.layer is not None
         text_sum = torch.einsum("bth,bt->bh", head.layer.float(), batch.texts)  # (B, H)
         text_count = batch.texts.sum(1, keepdim=True)  # (B, 1)
@@ -584,6 +594,26 @@ class Backbone:
         states = torch.cat([head.states[:, 0].float(), text_sum / text_count.clamp(min=1)], dim=1)  # (B, S)
         grown = Start(inputs["past_key_values"], attention, text_sum, text_count) if keep else None
         return output.logits, states, grown
+
+    def _seen(self, start: Start, among: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """A mask by which new positions see what is known, and of each other what `among` (T, T) says.
+
+        Of layers that see the last few positions only, a model tells these by their places in the batch; here padding
+        and words side by side take places as well.
+        """
+        known = start.attention.bool()[:, None].expand(-1, len(among), -1)
+        seen = torch.cat([known, among.expand(len(known), -1, -1)], dim=2)  # (B, T, F + T)
+        every = torch.cat([start.attention.cumsum(1) - 1, positions], dim=1)  # (B, F + T)
+        near = positions[:, :, None] - every[:, None] < self._window  # (B, T, F + T)
+        least = torch.finfo(self.model.dtype).min
+
+        def mask(kind: str) -> Tensor:
+            shown = seen & near if kind == SLIDING else seen
+            return torch.where(shown, 0.0, least).to(self.model.dtype)[:, None]  # (B, 1, T, F + T)
+
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or [SLIDING]
+        masks = {kind: mask(kind) for kind in dict.fromkeys(kinds)}
+        return masks if len(masks) > 1 else masks[kinds[0]]
 
     def _collate(self, examples: Sequence[Example], n_masks: int = 1) -> Batch:
         pad = self.tokenizer.pad_token_id
@@ -668,15 +698,11 @@ class Backbone:
                 f"{self.name or type(self.model).__name__} takes no position_ids, so words of several tokens cannot "
                 "be scored; use label words of one token, or multi_token='first'"
             )
-        size, n = len(start.attention), len(tree.ids)
-        seen = torch.cat(
-            [start.attention.bool()[:, None].expand(-1, n, -1), tree.ancestors.expand(size, -1, -1)], dim=2
-        )
-        embeds = self.embed(tree.ids.expand(size, -1))  # (B, T, H)
+        positions = start.lengths[:, None] + tree.depth  # (B, T)
         output = self.model(
-            inputs_embeds=embeds,
-            attention_mask=torch.where(seen, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)[:, None],
-            position_ids=start.lengths[:, None] + tree.depth,
+            inputs_embeds=self.embed(tree.ids.expand(len(positions), -1)),
+            attention_mask=self._seen(start, tree.ancestors, positions),
+            position_ids=positions,
             past_key_values=start.cache,
             use_cache=True,
         )
