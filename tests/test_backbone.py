@@ -7,6 +7,7 @@ import contextlib
 import copy
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,22 @@ def test_beside_it_stands_the_mean_state_of_the_text(backbone: Backbone) -> None
         close(state[backbone.width :], output.hidden_states[1][0, at].mean(0), rtol=1e-5, atol=1e-5)
 
 
+def _another_head() -> tf.PreTrainedModel:
+    sizes = {"hidden_size": 32, "true_hidden_size": 16, "embedding_size": 16, "intra_bottleneck_size": 16}
+    return tf.MobileBertForMaskedLM(tf.MobileBertConfig(vocab_size=300, num_hidden_layers=2, **sizes))
+
+
+def _seen_from_both_sides() -> tf.PreTrainedModel:
+    return tf.XLMWithLMHeadModel(tf.XLMConfig(vocab_size=300, emb_dim=32, n_layers=2, n_heads=4))
+
+
+@pytest.mark.parametrize("build", [_another_head, _seen_from_both_sides])
+def test_a_model_that_says_otherwise_than_as_a_whole_is_refused(build: Callable[[], tf.PreTrainedModel]) -> None:
+    made = compile_task(SINGLE, Backbone(build(), tiny("bert").tokenizer))
+    with pytest.raises(BackboneError, match="this architecture is not supported, use another model"):
+        made.infer(ROWS)
+
+
 def test_words_of_several_pieces_are_the_sum_of_their_log_softmax_terms(backbone: Backbone) -> None:
     made, examples = compiled(backbone, SEVERAL)
     assert {len(pieces) for pieces in made.words.pieces} > {1}
@@ -193,6 +210,18 @@ def test_texts_read_once_change_nothing(
         uncached = backbone.word_scores(batch, made.words, prompt)
     for found, wanted in zip(cached, uncached, strict=True):
         close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", [SINGLE, SEVERAL], ids=["single", "several"])
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_all_but_the_answer_may_be_read_before(architecture: str, task: Task) -> None:
+    backbone = tiny(architecture)
+    made, examples = compiled(backbone, task)
+    with torch.no_grad():
+        start = backbone.encode_start(examples, [e.answer for e in examples])
+        cached = backbone.word_scores(examples, made.words, start=start)
+        for found, wanted in zip(cached, backbone.word_scores(examples, made.words), strict=True):
+            close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)

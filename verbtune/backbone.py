@@ -50,6 +50,7 @@ MAX_LENGTH = 512
 TOKENS_PER_BATCH = 2048  # on a CPU: what is computed stays in the caches of a core
 TOKENS_PER_BATCH_ON_GPU = 16384
 LOGITS_PER_CHUNK = 1 << 25
+UNLIKE = 0.25  # of the widest score: more than what 16 bits round off, less than what another head says
 SLIDING = "sliding_attention"  # what transformers calls layers that see the last few positions only
 
 
@@ -170,6 +171,7 @@ class Backbone:
         self.name = name
         self._origin: Callable[[], Backbone] | None = None
         self._lock = threading.RLock()
+        self._tried = False
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     @classmethod
@@ -429,6 +431,7 @@ class Backbone:
             the mean state of the texts' tokens at five sixths of the LM's depth. float32.
         """
         with self._lock:
+            self._try_out()
             if words.longest == 1:
                 rows = torch.tensor([p[0] for p in words.pieces], device=self.device)
                 logits, states, _ = self._run(examples, prompt, deep, rows=rows, start=start)
@@ -496,6 +499,7 @@ class Backbone:
             return None
         cut = [e.part(0, n) for e, n in zip(examples, lengths, strict=True)]
         with self._lock:
+            self._try_out()
             *_, grown = self._run(cut, prompt, deep, rows=torch.zeros(1, dtype=torch.long), keep=True)
         return grown
 
@@ -541,6 +545,47 @@ class Backbone:
                     pending += [index[:half], index[half:]]
         return scores, states
 
+    def _try_out(self) -> None:
+        """Ask once, in all ways that are used here, what the model says of a few tokens.
+
+        Raises
+        ------
+        BackboneError
+            If that is not what it says when it is asked as everybody does: its head is no matrix, for example.
+        """
+        if self._tried:
+            return
+        special = set(self.tokenizer.all_special_ids)
+        known = [i for i in range(len(self.tokenizer)) if i not in special]
+        some = known[:: max(1, len(known) // 8)][:8]
+        rows = torch.tensor(some, device=self.device)
+        mask = [self.tokenizer.mask_token_id] if self.kind == "masked" else []
+        texts = [some + mask, some[:3] + mask]  # the second one is padded
+        examples = [Example(ids, [-1] * len(ids), len(ids) - 1) for ids in texts]
+        name, why = type(self.model).__name__, ""
+        try:
+            with torch.no_grad():
+                found = [self._run(examples, None, None, rows=rows)[0][:, 0]]  # (B, W)
+                if self.kind == "causal":
+                    *_, start = self._run([e.part(0, e.answer) for e in examples], None, None, rows=rows, keep=True)
+                    found.append(self._run(examples, None, None, rows=rows, start=start)[0][:, 0])
+                plain = [self.model(input_ids=torch.tensor([e.ids], device=self.device)).logits for e in examples]
+                wanted = torch.stack([logits[0, -1, rows] for logits in plain])  # (B, W)
+            wanted, *found = (f.float() - f.float().mean(dim=1, keepdim=True) for f in (wanted, *found))
+            alike = all((f - wanted).abs().max() <= UNLIKE * wanted.abs().max() for f in found)
+        except BackboneError:
+            raise
+        except Exception as error:  # whatever a model raises that takes no embeddings, no cache, or no other head
+            if isinstance(error, RuntimeError) and _out_of_memory(error):
+                raise
+            alike, why = False, f" ({type(error).__name__})"
+        if not alike:
+            raise BackboneError(
+                f"{self.name or name}: asked for label words only, {name} does not say what it says as a whole{why}; "
+                "this architecture is not supported, use another model"
+            )
+        self._tried = True
+
     def _run(
         self,
         examples: Sequence[Example],
@@ -582,7 +627,8 @@ class Backbone:
         if self.kind == "causal":
             inputs["use_cache"] = "past_key_values" in inputs
         head = self._head(rows)
-        apart = not keep and batch.answers.shape[1] == 1 and self._last_is_apart
+        # One position is all there is to spare, and transformers gives the heads of that one places of their own.
+        apart = not keep and batch.answers.shape[1] == 1 < batch.ids.shape[1] and self._last_is_apart
         spared = only_at(self._layers[-1], batch.answers) if apart else contextlib.nullcontext()
         with self._only_at(batch.answers, head), quick_gradients(self.device), behind(deep, examples), spared:
             output = self.model(inputs_embeds=embeds, attention_mask=mask, **inputs)
