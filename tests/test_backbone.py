@@ -16,7 +16,7 @@ import sklearn.base
 import torch
 import torch.nn.functional as F
 import transformers as tf
-from conftest import ARCHITECTURES, CAUSAL, MASKED, SENTENCES, tiny
+from conftest import ARCHITECTURES, CAUSAL, MASKED, OTHERS, SENTENCES, tiny
 from torch import Tensor
 
 import verbtune.backbone
@@ -128,8 +128,13 @@ def test_a_model_that_says_otherwise_than_as_a_whole_is_refused(build: Callable[
 def test_words_of_several_pieces_are_the_sum_of_their_log_softmax_terms(backbone: Backbone) -> None:
     made, examples = compiled(backbone, SEVERAL)
     assert {len(pieces) for pieces in made.words.pieces} > {1}
-    scores, _ = made.infer(ROWS)
-    naive = torch.empty_like(scores)
+    close(made.infer(ROWS)[0], one_word_at_a_time(made, examples), rtol=1e-5, atol=1e-5)
+
+
+def one_word_at_a_time(made: CompiledTask, examples: list[Example]) -> Tensor:
+    """Log-probabilities (N, W) of the words, the plain way."""
+    backbone = made.backbone
+    naive = torch.empty(len(examples), len(made.words.words))
     for i, e in enumerate(examples):
         for w, pieces in enumerate(made.words.pieces):
             if backbone.kind == "causal":
@@ -139,7 +144,33 @@ def test_words_of_several_pieces_are_the_sum_of_their_log_softmax_terms(backbone
                 ids = [*e.ids[: e.answer], *masks, *e.ids[e.answer + 1 :]]
                 logs = plain_logits(backbone, ids).log_softmax(-1)[e.answer :]
             naive[i, w] = sum(logs[j, piece] for j, piece in enumerate(pieces))
-    close(scores, naive, rtol=1e-5, atol=1e-5)
+    return naive
+
+
+WITHOUT_DEEP = {"bloom", "gemma2", "gpt-neo", "mpnet", "roformer"}
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_many_more_architectures_are_read_as_they_are(architecture: str) -> None:
+    backbone = tiny(architecture)
+    made, examples = compiled(backbone, SINGLE if architecture == "bloom" else SEVERAL)
+    scores, _ = made.infer(ROWS)
+    plain = one_word_at_a_time(made, examples)
+    if made.words.longest == 1:  # the scores are up to a constant
+        scores, plain = scores - scores[:, :1], plain - plain[:, :1]
+    close(scores, plain, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        start = backbone.encode_start(examples, [e.answer for e in examples])
+        assert (start is None) == (backbone.kind == "masked")
+        close(
+            backbone.word_scores(examples, made.words, start=start)[0],
+            backbone.word_scores(examples, made.words)[0],
+            rtol=1e-5,
+            atol=1e-5,
+        )
+    takes_deep = contextlib.nullcontext()
+    with pytest.raises(BackboneError, match="no deep prompt") if architecture in WITHOUT_DEEP else takes_deep:
+        assert backbone.keys_and_values(backbone.embedding_table()[:3]).isfinite().all()
 
 
 def test_continuations_in_chunks_are_the_same(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
