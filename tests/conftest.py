@@ -258,7 +258,9 @@ OTHERS = {
         layer_types=["sliding_attention", "full_attention"],
         **_gemma,
     ),
-    "gpt-neo": _other("GPTNeo", _of_bytes, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]),
+    "gpt-neo": _other(
+        "GPTNeo", _of_bytes, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=64
+    ),
     "gpt-neox": _other("GPTNeoX", _of_bytes),
     "granite": _other("Granite", _of_bytes, logits_scaling=2.0, embedding_multiplier=3.0, **_grouped),
     "olmo2": _other("Olmo2", _of_bytes, **_grouped),

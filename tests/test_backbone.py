@@ -694,6 +694,10 @@ def test_the_kind_and_the_room_are_read_off_the_model(architecture: str) -> None
     assert repr(backbone) == f"Backbone({type(backbone.model).__name__}, {backbone.kind})"
 
 
+def test_layers_that_count_by_places_see_all_of_them() -> None:
+    assert tiny("gpt-neo").max_length == 64 < tiny("gpt-neo").model.config.max_position_embeddings
+
+
 def test_the_embedding_table_has_real_tokens_only() -> None:
     """Models pad their vocabulary; a soft token must not start at, or be named after, a row that no token has."""
     padded = fresh()

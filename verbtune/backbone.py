@@ -360,7 +360,11 @@ class Backbone:
     @functools.cached_property
     def max_length(self) -> int:
         """Most positions a sequence may take, at most 512."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or MAX_LENGTH
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
+        if "local" in getattr(config, "attention_layers", ()):
+            # GPT-Neo's local layers count by places, whatever mask they are given: let them see all of these.
+            limit = min(limit, config.window_size)
         for module in self.model.modules():
             # RoBERTa and its kin count positions from padding_idx + 1.
             table = getattr(module, "position_embeddings", None)
