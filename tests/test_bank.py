@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import gc
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,15 @@ def test_every_answer_is_that_of_the_tasks_own_classifier(architecture: str) -> 
         np.testing.assert_allclose(found, own[name][i], atol=1e-5)
     for name, found in bank.predict_proba_all(ROWS).items():
         np.testing.assert_allclose(found, own[name], atol=1e-5)
+
+
+def test_a_pickled_bank_answers_alike() -> None:
+    bank = pickle.loads(pickle.dumps(filled("bert")))
+    assert bank.names == list(TASKS)
+    for name, answer in bank.predict_proba_all(ROWS).items():
+        np.testing.assert_allclose(answer, expected("bert")[name], rtol=0, atol=1e-5)
+    bank.remove("plain")
+    assert "plain" not in bank
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])

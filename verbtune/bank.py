@@ -98,6 +98,13 @@ class TaskBank:
         self._tasks: dict[str, _Served] = {}
         self._replacing = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_replacing"}  # locks stay here
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._replacing = threading.Lock()
+
     @property
     def names(self) -> list[str]:
         """The tasks' names, in the order in which they came."""
