@@ -181,3 +181,20 @@ def test_learned_rows_are_changed_rows_of_the_output_matrix(architecture: str) -
         bias = 0 if output.bias is None else output.bias[rows]
         expected = states[:, : backbone.width] @ (output.weight[rows] + delta).T + bias + beta
         torch.testing.assert_close(verbalizer(words, states), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_settled_it_says_the_same_by_fewer_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    words = LabelWords(("bad", "good"), ("bad", "good", "great"), ((1,), (2,), (3,)), (0, 1, 1), (1.0, 1.0, 2.0))
+    verbalizer = Verbalizer(words, 6, learned=True)
+    for tensor in (verbalizer.rows, verbalizer.bias, verbalizer.center, verbalizer.gain, verbalizer.word_scale):
+        assert tensor is not None
+        tensor.data = torch.randn(tensor.shape, generator=generator)
+    before = {name: tensor.clone() for name, tensor in verbalizer.state_dict().items()}
+    settled = verbalizer.settled()
+    asked = torch.randn(5, 3, generator=generator), torch.randn(5, 6, generator=generator)
+    torch.testing.assert_close(settled(*asked), verbalizer(*asked).detach(), rtol=0, atol=1e-5)
+    assert sum(t.numel() for t in settled.state_dict().values()) == sum(t.numel() for t in before.values()) - 2 * 6 + 2
+    torch.testing.assert_close(dict(verbalizer.state_dict()), before, rtol=0, atol=0)
+    manual = Verbalizer(words, 6)
+    torch.testing.assert_close(manual.settled()(*asked), manual(*asked), rtol=0, atol=0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import copy
 import dataclasses
 import difflib
 import threading
@@ -281,7 +280,7 @@ def _serve(clf: PromptClassifier, backbone: Backbone, name: str) -> _Served:
             f"{name}: fitted on {own} ({own.fingerprint[:12]}…), but this bank's LM is {backbone} "
             f"({backbone.fingerprint[:12]}…); give the bank and its classifiers one model="
         )
-    verbalizer = copy.deepcopy(clf.verbalizer_).to(backbone.device)
+    verbalizer = clf.verbalizer_.settled().to(backbone.device)
     pieces = clf.compiled_.words.pieces
     if not verbalizer.hears_words:
         # Only the states are read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
@@ -199,6 +200,15 @@ class Verbalizer(nn.Module):
             self.rows.mul_(own)
             self.bias.mul_(own).add_(manual * against)
             self.word_scale.mul_(own).add_(manual)
+
+    def settled(self) -> Verbalizer:
+        """A copy whose rows read the states as they are: the same scores by fewer numbers, no longer to be tuned."""
+        made = copy.deepcopy(self).requires_grad_(False)
+        if made.rows is not None and made.bias is not None:
+            made.rows.mul_(made.gain)
+            made.bias.sub_(made.rows @ made.center)
+            made.center, made.gain = made.bias.new_zeros(()), made.bias.new_ones(())
+        return made
 
     def of_words(self, word_scores: Tensor) -> Tensor:
         """Class scores (B, C) of the label words (B, W) alone."""
