@@ -125,6 +125,16 @@ def test_a_model_that_says_otherwise_than_as_a_whole_is_refused(build: Callable[
         made.infer(ROWS)
 
 
+def test_a_model_whose_scores_are_no_numbers_is_refused() -> None:
+    model = tiny("bert").copy_of_model()
+    model.get_input_embeddings().weight.data.fill_(torch.inf)
+    made = compile_task(SINGLE, Backbone(model, tiny("bert").tokenizer))
+    with pytest.raises(
+        BackboneError, match="its scores, in torch.float32, are not finite; load it with dtype='float32'"
+    ):
+        made.infer(ROWS)
+
+
 def test_words_of_several_pieces_are_the_sum_of_their_log_softmax_terms(backbone: Backbone) -> None:
     made, examples = compiled(backbone, SEVERAL)
     assert {len(pieces) for pieces in made.words.pieces} > {1}

@@ -555,7 +555,7 @@ class Backbone:
         Raises
         ------
         BackboneError
-            If that is not what it says when it is asked as everybody does: its head is no matrix, for example.
+            If that is no number, or not what it says when it is asked as everybody does: its head is no matrix, say.
         """
         if self._tried:
             return
@@ -575,6 +575,11 @@ class Backbone:
                     found.append(self._run(examples, None, None, rows=rows, start=start)[0][:, 0])
                 plain = [self.model(input_ids=torch.tensor([e.ids], device=self.device)).logits for e in examples]
                 wanted = torch.stack([logits[0, -1, rows] for logits in plain])  # (B, W)
+            if not bool(wanted.isfinite().all()):
+                raise BackboneError(
+                    f"{self.name or name}: its scores, in {self.model.dtype}, are not finite; load it with "
+                    "dtype='float32', or use another model"
+                )
             wanted, *found = (f.float() - f.float().mean(dim=1, keepdim=True) for f in (wanted, *found))
             alike = all((f - wanted).abs().max() <= UNLIKE * wanted.abs().max() for f in found)
         except BackboneError:
@@ -631,7 +636,7 @@ class Backbone:
         if self.kind == "causal":
             inputs["use_cache"] = "past_key_values" in inputs
         head = self._head(rows)
-        # One position is all there is to spare, and transformers gives the heads of that one places of their own.
+        # Of one position there is nothing to spare, and its heads may stand where the positions do.
         apart = not keep and batch.answers.shape[1] == 1 < batch.ids.shape[1] and self._last_is_apart
         spared = only_at(self._layers[-1], batch.answers) if apart else contextlib.nullcontext()
         with self._only_at(batch.answers, head), quick_gradients(self.device), behind(deep, examples), spared:
