@@ -129,9 +129,7 @@ def test_a_model_whose_scores_are_no_numbers_is_refused() -> None:
     model = tiny("bert").copy_of_model()
     model.get_input_embeddings().weight.data.fill_(torch.inf)
     made = compile_task(SINGLE, Backbone(model, tiny("bert").tokenizer))
-    with pytest.raises(
-        BackboneError, match="its scores, in torch.float32, are not finite; load it with dtype='float32'"
-    ):
+    with pytest.raises(BackboneError, match=r"its scores, in torch\.float32, are not finite; load it with dtype="):
         made.infer(ROWS)
 
 
