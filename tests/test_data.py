@@ -92,6 +92,7 @@ def test_pairs_are_dicts_or_a_frame() -> None:
         (["ok", ""], "row 1: text is empty; remove the row or give it a text"),
         (["ok", " \n\t "], "row 1: text is empty"),
         (["ok", "\u3000"], "row 1: text is empty"),
+        (["ok", "\ufeff\u200b\0 \u202e"], "row 1: text is empty"),
         (["ok", None], "row 1: text is None (NoneType), not a text"),
         (["ok", NAN], "row 1: text is nan (float), not a text"),
         (["ok", pd.NA], "row 1: text is <NA> (NAType), not a text"),

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import numbers
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 MOST_CHARACTERS = 1 << 27
+INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # controls, marks without width, spaces: some are no tokens
 FORMATS = {"": "text", ".txt": "text", ".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 UNDECODED = "surrogateescape"  # keeps bytes that are no UTF-8, so that the line they stand in can be named
 
@@ -120,7 +122,7 @@ def check_row(item: Any, fields: Sequence[str], where: str) -> Row:
         text = item[name]
         if not isinstance(text, str):
             raise DataError(f"{where}: {name} is {text!r:.60} ({type(text).__name__}), not a text")
-        if not text.strip():
+        if all(unicodedata.category(character) in INVISIBLE for character in text):
             raise DataError(f"{where}: {name} is empty; remove the row or give it a text")
         try:
             text.encode()
