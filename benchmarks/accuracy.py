@@ -497,6 +497,7 @@ def draw(kind: str) -> None:
     default = [r for r in frozen if r["method"] == "verbtune" and (r["task"], r["seed"], r["shots"]) in runs]
     curves = by_x(lengths + default, CURVE_SETS, lambda r: places[r["method"]])
     save(curves, f"accuracy-length-{kind}", "vectors of the prompt", logarithmic=True)
+    trained = [r for r in trained if r["shots"] == 16]
     beside = {(r["task"], r["seed"]) for r in trained}
     both = trained + [r for r in frozen if r["shots"] == 16 and (r["task"], r["seed"]) in beside]
     means = {
