@@ -182,50 +182,20 @@ def _bert_causal() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
     return tf.BertLMHeadModel(tf.BertConfig(vocab_size=len(t), is_decoder=True, **SMALL, **ROOM)), t
 
 
-def _mistral() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
-    t = _metaspace(masked=False)
-    config = tf.MistralConfig(vocab_size=len(t), num_key_value_heads=2, sliding_window=8, **SMALL, **ROOM)
-    return tf.MistralForCausalLM(config), t
-
-
-def _modernbert_decoder() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
-    t = _byte_bpe(special=False)
-    config = tf.ModernBertDecoderConfig(
-        vocab_size=len(t),
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=0,
-        local_attention=16,
-        global_attn_every_n_layers=2,
-        **SMALL,
-        **ROOM,
-    )
-    return tf.ModernBertDecoderForCausalLM(config), t
-
-
-MASKED = {
-    "bert": _bert,
-    "roberta": _roberta,
-    "modernbert": _modernbert,
-    "distilbert": _distilbert,
-    "deberta-v2": _deberta,
-}
-CAUSAL = {"gpt2": _gpt2, "llama": _llama, "qwen3": _qwen3, "opt": _opt, "bert-causal": _bert_causal}
-CAUSAL |= {"mistral": _mistral, "modernbert-decoder": _modernbert_decoder}  # these see the last 8 positions only
-ARCHITECTURES = MASKED | CAUSAL
-
-
-def _other(
-    name: str, tokenizer: Callable[[], tf.PreTrainedTokenizerFast], *, head: str = "ForCausalLM", **options: Any
+def _lm(
+    name: str,
+    tokenizer: Callable[[], tf.PreTrainedTokenizerFast],
+    *,
+    head: str = "ForCausalLM",
+    config: str | None = None,
+    **options: Any,
 ) -> Callable[[], tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]]:
     def build() -> tuple[tf.PreTrainedModel, tf.PreTrainedTokenizerFast]:
         t = tokenizer()
         ids = {f"{token}_token_id": getattr(t, f"{token}_token_id") for token in ("pad", "bos", "eos", "mask")}
-        config = getattr(tf, options.pop("config", f"{name}Config"))
+        made = getattr(tf, config or f"{name}Config")
         sizes = SMALL | ROOM | ids | options
-        return getattr(tf, name + head)(
-            config(vocab_size=len(t), **{k: v for k, v in sizes.items() if v is not None})
-        ), t
+        return getattr(tf, name + head)(made(vocab_size=len(t), **{k: v for k, v in sizes.items() if v is not None})), t
 
     return build
 
@@ -236,21 +206,39 @@ _of_pieces = functools.partial(_metaspace, masked=False)
 _grouped = {"num_key_value_heads": 2}
 _gemma = _grouped | {"head_dim": 8}
 
+MASKED = {
+    "bert": _bert,
+    "roberta": _roberta,
+    "modernbert": _modernbert,
+    "distilbert": _distilbert,
+    "deberta-v2": _deberta,
+}
+CAUSAL = {"gpt2": _gpt2, "llama": _llama, "qwen3": _qwen3, "opt": _opt, "bert-causal": _bert_causal}
+# These see the last 8 positions only, in all layers or in every other one.
+CAUSAL |= {
+    "mistral": _lm("Mistral", _of_pieces, sliding_window=8, **_grouped),
+    "modernbert-decoder": _lm(
+        "ModernBertDecoder", _of_bytes, pad_token_id=0, local_attention=16, global_attn_every_n_layers=2
+    ),
+}
+ARCHITECTURES = MASKED | CAUSAL
+
+
 # Asked less of: that they are read as they are.
 OTHERS = {
-    "camembert": _other("Camembert", _of_bytes_with_mask, head="ForMaskedLM"),
-    "electra": _other("Electra", _wordpiece, head="ForMaskedLM", embedding_size=16),
-    "eurobert": _other("EuroBert", _wordpiece, head="ForMaskedLM"),
-    "mpnet": _other("MPNet", _of_bytes_with_mask, head="ForMaskedLM"),
-    "nomic-bert": _other("NomicBert", _wordpiece, head="ForMaskedLM"),
-    "roformer": _other("RoFormer", _wordpiece, head="ForMaskedLM", embedding_size=32),
-    "xlm-roberta": _other("XLMRoberta", _of_bytes_with_mask, head="ForMaskedLM"),
-    "bloom": _other("Bloom", _of_bytes),
-    "cohere": _other("Cohere", _of_bytes, **_grouped),
-    "falcon": _other("Falcon", _of_bytes),
-    "gemma": _other("Gemma", _of_pieces, **_gemma),
-    "gemma2": _other("Gemma2", _of_pieces, sliding_window=8, **_gemma),
-    "gemma3": _other(
+    "camembert": _lm("Camembert", _of_bytes_with_mask, head="ForMaskedLM"),
+    "electra": _lm("Electra", _wordpiece, head="ForMaskedLM", embedding_size=16),
+    "eurobert": _lm("EuroBert", _wordpiece, head="ForMaskedLM"),
+    "mpnet": _lm("MPNet", _of_bytes_with_mask, head="ForMaskedLM"),
+    "nomic-bert": _lm("NomicBert", _wordpiece, head="ForMaskedLM"),
+    "roformer": _lm("RoFormer", _wordpiece, head="ForMaskedLM", embedding_size=32),
+    "xlm-roberta": _lm("XLMRoberta", _of_bytes_with_mask, head="ForMaskedLM"),
+    "bloom": _lm("Bloom", _of_bytes),
+    "cohere": _lm("Cohere", _of_bytes, **_grouped),
+    "falcon": _lm("Falcon", _of_bytes),
+    "gemma": _lm("Gemma", _of_pieces, **_gemma),
+    "gemma2": _lm("Gemma2", _of_pieces, sliding_window=8, **_gemma),
+    "gemma3": _lm(
         "Gemma3",
         _of_pieces,
         config="Gemma3TextConfig",
@@ -258,17 +246,17 @@ OTHERS = {
         layer_types=["sliding_attention", "full_attention"],
         **_gemma,
     ),
-    "gpt-neo": _other(
+    "gpt-neo": _lm(
         "GPTNeo", _of_bytes, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=64
     ),
-    "gpt-neox": _other("GPTNeoX", _of_bytes),
-    "granite": _other("Granite", _of_bytes, logits_scaling=2.0, embedding_multiplier=3.0, **_grouped),
-    "olmo2": _other("Olmo2", _of_bytes, **_grouped),
-    "phi": _other("Phi", _of_bytes),
-    "phi3": _other("Phi3", _of_pieces, **_grouped),
-    "qwen2": _other("Qwen2", _of_bytes, **_grouped),
-    "smollm3": _other("SmolLM3", _of_bytes, pad_token_id=0, **_grouped),
-    "stablelm": _other("StableLm", _of_bytes, **_grouped),
+    "gpt-neox": _lm("GPTNeoX", _of_bytes),
+    "granite": _lm("Granite", _of_bytes, logits_scaling=2.0, embedding_multiplier=3.0, **_grouped),
+    "olmo2": _lm("Olmo2", _of_bytes, **_grouped),
+    "phi": _lm("Phi", _of_bytes),
+    "phi3": _lm("Phi3", _of_pieces, **_grouped),
+    "qwen2": _lm("Qwen2", _of_bytes, **_grouped),
+    "smollm3": _lm("SmolLM3", _of_bytes, pad_token_id=0, **_grouped),
+    "stablelm": _lm("StableLm", _of_bytes, **_grouped),
 }
 
 
