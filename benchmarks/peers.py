@@ -28,7 +28,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from verbtune import Backbone
 from verbtune.attention import quick_gradients
-from verbtune.backbone import by_length
+from verbtune.batch import by_length
 from verbtune.compiled import CompiledTask, compile_task
 from verbtune.data import check_labels, check_rows
 from verbtune.encode import Row

@@ -59,8 +59,8 @@ from speed_systems import (
 )
 
 from verbtune import Backbone, PromptClassifier, artifact
-from verbtune.backbone import by_length
 from verbtune.baselines import InContext
+from verbtune.batch import by_length
 from verbtune.data import load_splits
 from verbtune.task import Task
 

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from verbtune import Backbone, PromptClassifier
-from verbtune.backbone import by_length
+from verbtune.batch import by_length
 from verbtune.builtin import builtin_path
 from verbtune.task import tasks_folder
 

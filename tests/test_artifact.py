@@ -20,9 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import verbtune.backbone
-from verbtune import PromptClassifier, Task
+from verbtune import Backbone, BackboneError, PromptClassifier, Task
 from verbtune.artifact import Artifact, ArtifactError, _checksum, check_folder, read, size, write
-from verbtune.backbone import Backbone, BackboneError
 from verbtune.encode import tokenize
 from verbtune.parameters import ParameterError
 

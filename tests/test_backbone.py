@@ -20,9 +20,10 @@ from conftest import ARCHITECTURES, CAUSAL, MASKED, OTHERS, SENTENCES, tiny
 from torch import Tensor
 
 import verbtune.backbone
+import verbtune.batch
 import verbtune.text_cache
+from verbtune import Backbone, BackboneError
 from verbtune.attention import AroundAttention, quick_gradients
-from verbtune.backbone import Backbone, BackboneError
 from verbtune.compiled import CompiledTask, compile_task
 from verbtune.encode import Example, tokenize
 from verbtune.task import Task
@@ -206,7 +207,7 @@ def test_order_and_batch_size_change_nothing(
 ) -> None:
     made, _ = compiled(backbone, task)
     expected = made.infer(ROWS)
-    monkeypatch.setattr(verbtune.backbone, "TOKENS_PER_BATCH", budget)
+    monkeypatch.setattr(verbtune.batch, "TOKENS_PER_BATCH", budget)
     order = [3, 0, 8, 1, 9, 2, 7, 4, 6, 5]
     for found, wanted in zip(made.infer([ROWS[i] for i in order]), expected, strict=True):
         close(found, wanted[order], rtol=1e-5, atol=1e-5)

@@ -18,8 +18,7 @@ from conftest import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verbtune import baselines, bench
-from verbtune.backbone import Backbone, BackboneError
+from verbtune import Backbone, BackboneError, baselines, bench
 from verbtune.bench import BenchError, run
 from verbtune.data import DataError
 from verbtune.task import Task

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verbtune.backbone import Backbone
+from verbtune.batch import collate
 from verbtune.compiled import CompiledTask, compile_task
-from verbtune.encode import Example, Layout, collate, compile_layout, encode, tokenize
+from verbtune.encode import Example, Layout, compile_layout, encode, tokenize
 from verbtune.task import Task, TaskError
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ from conftest import SENTENCES, tiny
 from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 
-from verbtune.backbone import Backbone, BackboneError
+from verbtune import Backbone, BackboneError
 from verbtune.encode import tokenize
 from verbtune.lint import Problem, lint, spell
 from verbtune.task import Task, bundled_tasks

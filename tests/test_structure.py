@@ -15,7 +15,8 @@ import verbtune
 PACKAGE = Path(verbtune.__file__).parent
 # Each module imports only from those above it. One that is not here has no place yet: give it one.
 ORDER = [
-    "builtin", "task", "prompt", "artifact", "encode", "verbalizer", "attention", "backbone", "text_cache", "compiled",
+    "builtin", "task", "prompt", "artifact", "encode", "batch", "verbalizer", "attention", "head", "pieces", "start",
+    "loading", "backbone", "text_cache", "compiled",
     "lint", "calibration", "rows", "data", "parameters", "tuning", "deep", "plots", "classifier", "bank", "baselines",
     "metrics", "summary", "bench", "report", "cli",
 ]  # fmt: skip

@@ -17,16 +17,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbone import Backbone, BackboneError
+    from .backbone import Backbone
     from .bank import TaskBank
     from .classifier import PromptClassifier
+    from .loading import BackboneError
     from .task import Task, TaskError
 
 __all__ = ["Backbone", "BackboneError", "PromptClassifier", "Task", "TaskBank", "TaskError"]
 
 _HOMES = {
     "Backbone": "backbone",
-    "BackboneError": "backbone",
+    "BackboneError": "loading",
     "PromptClassifier": "classifier",
     "Task": "task",
     "TaskBank": "bank",

@@ -1,4 +1,4 @@
-"""The frozen language model: loading it, and asking it for label words, nothing more.
+"""The frozen language model, asked for label words and nothing more.
 
 Only what is needed is computed. The output matrix is replaced, for the length of a call, by the rows
 of the label words; the head, and the last layer behind its attention, run at the answers only; and for
@@ -12,115 +12,31 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import hashlib
 import inspect
-import json
-import math
-import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    Cache,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .attention import AroundAttention, behind, only_at, quick_gradients
-from .builtin import builtin_path
-from .encode import Batch, Example, collate
+from .batch import Batch, by_length, collate
+from .encode import Example
+from .head import Head, put_on
+from .loading import BackboneError, Kind, fingerprint, kind_of, load_model, resolve_dtype
+from .pieces import PieceTree, log_probabilities
+from .start import Start, window
 from .verbalizer import LabelWords
 
-__all__ = ["Backbone", "BackboneError", "Start", "by_length"]
-
-Kind = Literal["masked", "causal"]
+__all__ = ["Backbone"]
 
 MAX_LENGTH = 512
-TOKENS_PER_BATCH = 2048  # on a CPU: what is computed stays in the caches of a core
-TOKENS_PER_BATCH_ON_GPU = 16384
 LOGITS_PER_CHUNK = 1 << 25
 UNLIKE = 0.25  # of the widest score: more than what 16 bits round off, less than what another head says
-SLIDING = "sliding_attention"  # what transformers calls layers that see the last few positions only
-
-
-class BackboneError(ValueError):
-    """A language model that cannot be loaded or used."""
-
-
-class _Head(nn.Module):
-    """Stands in for the output embeddings; remembers the states that it and the text layer saw."""
-
-    bias = None  # some models copy it from their output embeddings
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.matrix = (weight, bias)
-        self.states: Tensor | None = None
-        self.layer: Tensor | None = None
-
-    def forward(self, states: Tensor) -> Tensor:
-        self.states = states  # (B, M, H)
-        with torch.autocast(states.device.type, enabled=False):  # which would round float32 scores to 16 bits
-            return F.linear(states.to(self.matrix[0].dtype), *self.matrix)  # (B, M, W)
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """How examples begin, as a causal LM's keys and values.
-
-    Attributes
-    ----------
-    cache : Cache
-        Of B rows, or of one that all examples share.
-    attention : Tensor of shape (B, F)
-        1 at the positions that are real.
-    text_sum : Tensor of shape (B, H)
-        Sum of the states of the texts' tokens so far.
-    text_count : Tensor of shape (B, 1)
-        How many these are.
-    """
-
-    cache: Cache
-    attention: Tensor
-    text_sum: Tensor
-    text_count: Tensor
-
-    @property
-    def lengths(self) -> Tensor:
-        """Positions of each row that are known, of shape (B,)."""
-        return self.attention.sum(1)
-
-    def select(self, rows: Sequence[int]) -> Start:
-        """The given rows; what they are taken from stays as it is."""
-        index = torch.tensor(rows, device=self.attention.device)
-        start = self._fork()
-        start.cache.batch_select_indices(index)
-        return Start(start.cache, self.attention[index], self.text_sum[index], self.text_count[index])
-
-    def of_size(self, size: int) -> Start:
-        """A start that a forward pass of so many rows may extend."""
-        return self._fork() if len(self.attention) == size else self.select([0] * size)
-
-    def positions(self, attention: Tensor) -> Tensor:
-        """Position ids (B, T) of what comes next; padding, where `attention` (B, T) is 0, repeats the last one."""
-        return self.lengths[:, None] + (attention.cumsum(1) - 1).clamp(min=0)
-
-    def _fork(self) -> Start:
-        # A cache grows by new tensors, so that the layers' lists are all that must not be shared.
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return dataclasses.replace(self, cache=cache)
 
 
 class Backbone:
@@ -152,7 +68,7 @@ class Backbone:
         kind: Kind | None = None,
         name: str | None = None,
     ) -> None:
-        kind = kind or _kind_of(type(model).__name__)
+        kind = kind or kind_of(type(model).__name__)
         if kind is None:
             raise BackboneError(
                 f"{type(model).__name__} is no masked or causal LM; load it with AutoModelForMaskedLM or "
@@ -221,10 +137,7 @@ class Backbone:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "meta":
             raise BackboneError("device='meta' holds no weights; use cpu, cuda, or weights=False")
-        if dtype == "auto":
-            dtype = "bfloat16" if _fast_in_bfloat16(device) else "float32"
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise BackboneError(f"dtype={dtype!r} is unknown; use auto, float32, bfloat16 or float16")
+        dtype = resolve_dtype(dtype, device)
         key = (str(name), kind, revision, device if weights else "meta", dtype)
         with _LOADING:
             backbone = _LOADED.get(key)
@@ -236,53 +149,12 @@ class Backbone:
 
     @classmethod
     def _load(cls, name: str, kind: Kind | None, revision: str | None, device: str, dtype: str) -> Backbone:
-        path = str(builtin_path(name)) if name.startswith("builtin/") else os.path.expanduser(name)
-        if path.startswith((".", "/", "~")) and not Path(path).is_dir():
-            raise BackboneError(f"cannot load the language model {name!r}: there is no such folder")
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise BackboneError(
-                f"device={device!r} cannot be used ({reason}); use cpu, or cuda where there is a GPU"
-            ) from None
-        where = {"revision": revision}
-        try:
-            config = AutoConfig.from_pretrained(path, **where)
-            kind = kind or _kind_of(" ".join(config.architectures or []))
-            if kind is None:
-                raise BackboneError(
-                    f"{name}: its configuration says {config.architectures or 'no architecture'}, neither a masked "
-                    "nor a causal LM; pass kind='masked' or kind='causal' to Backbone.load"
-                )
-            auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
-            if device == "meta":
-                with torch.device(device):
-                    model = auto.from_config(config)  # type: ignore[no-untyped-call]
-                return cls(model, AutoTokenizer.from_pretrained(path, **where), kind=kind, name=name)
-            model, info = auto.from_pretrained(  # type: ignore[misc]
-                path, **where, dtype=getattr(torch, dtype), output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path, **where)
-            backbone = cls(model, tokenizer, kind=kind, name=name)
-            if dtype == "float16":  # the fingerprint is of bfloat16, and numbers rounded before would give another one
-                exact = auto.from_pretrained(path, **where, dtype=torch.float32)
-                backbone.fingerprint = cls(exact, tokenizer, kind=kind).fingerprint
-        except BackboneError:
-            raise
-        except Exception as error:  # transformers raises many kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BackboneError(
-                f"cannot load the language model {name!r}: {reason} Use builtin/masked, builtin/causal, a folder "
-                "with a transformers model, or a hub name that is cached or reachable."
-            ) from error
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise BackboneError(
-                f"{name}: the weights lack {len(missing)} tensors of {type(model).__name__} (first: {missing[0]}), so "
-                "it has no trained LM head; use a checkpoint saved with its language-model head"
-            )
-        model.to(device)
+        where: dict[str, Any] = {"kind": kind, "revision": revision}
+        model, tokenizer, kind = load_model(name, **where, device=device, dtype=dtype)
+        backbone = cls(model, tokenizer, kind=kind, name=name)
+        if dtype == "float16":  # the fingerprint is of bfloat16, and numbers rounded before would give another one
+            exact, *_ = load_model(name, **where, device="cpu", dtype="float32")
+            backbone.fingerprint = fingerprint(exact, tokenizer)
         return backbone
 
     def __sklearn_clone__(self) -> Backbone:
@@ -297,7 +169,12 @@ class Backbone:
         return functools.partial(Backbone, kind=self.kind, name=self.name), (self.copy_of_model(), self.tokenizer)
 
     def __repr__(self) -> str:
-        return f"Backbone({self.name or type(self.model).__name__}, {self.kind})"
+        return f"Backbone({self._called}, {self.kind})"
+
+    @property
+    def _called(self) -> str:
+        """What messages call it."""
+        return self.name or type(self.model).__name__
 
     def copy_of_model(self) -> PreTrainedModel:
         """A model of its own, as it is between two calls: during one it has another head, and hooks."""
@@ -317,14 +194,18 @@ class Backbone:
         with self._lock:
             return int(self.model.get_output_embeddings().weight.shape[1])
 
+    @property
+    def _config(self) -> PreTrainedConfig:
+        config: PreTrainedConfig = self.model.config.get_text_config()
+        return config
+
     @functools.cached_property
     def _layers(self) -> nn.ModuleList:
-        depth = self.model.config.get_text_config().num_hidden_layers
+        depth = self._config.num_hidden_layers
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == depth:
                 return module
-        name = self.name or type(self.model).__name__
-        raise BackboneError(f"{name}: no list of {depth} layers in it; this architecture is not supported")
+        raise BackboneError(f"{self._called}: no list of {depth} layers in it; this architecture is not supported")
 
     @property
     def _text_layer(self) -> nn.Module:
@@ -350,17 +231,12 @@ class Backbone:
     @property
     def state_width(self) -> int:
         """Size S of what `word_scores` gives beside the scores."""
-        return self.width + int(self.model.config.get_text_config().hidden_size)
-
-    @property
-    def _window(self) -> float:
-        """How many positions its layers with a sliding window see."""
-        return getattr(self.model.config.get_text_config(), "sliding_window", None) or math.inf
+        return self.width + int(self._config.hidden_size)
 
     @functools.cached_property
     def max_length(self) -> int:
         """Most positions a sequence may take, at most 512."""
-        config = self.model.config.get_text_config()
+        config = self._config
         limit = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
         if "local" in getattr(config, "attention_layers", ()):
             # GPT-Neo's local layers count by places, whatever mask they are given: let them see all of these.
@@ -379,17 +255,8 @@ class Backbone:
     @functools.cached_property
     def fingerprint(self) -> str:
         """What tells this LM from any other: SHA-256 of its weights, in whichever precision it is loaded."""
-        digest = hashlib.sha256()
         with self._lock:
-            tensors = sorted(self.model.state_dict().items())
-        for name, tensor in tensors:
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            # All as bfloat16: a file loaded as float32 on a CPU and as bfloat16 on a GPU is one LM.
-            digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy())
-        # What a call leaves behind in a fast tokenizer is no part of what it is.
-        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
-        digest.update(json.dumps(tokenizer, sort_keys=True).encode())
-        return digest.hexdigest()
+            return fingerprint(self.model, self.tokenizer)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, scaled as the model wants them."""
@@ -472,8 +339,8 @@ class Backbone:
             self.model.base_model(inputs_embeds=vectors[None].to(self.model.dtype))
         if len({pair.shape for pair in layers}) != 1:
             raise BackboneError(
-                f"{self.name or type(self.model).__name__}: takes no deep prompt, since its layers do not call "
-                "PyTorch's attention alike; load it with attn_implementation='sdpa', or use steps=0"
+                f"{self._called}: takes no deep prompt, since its layers do not call "
+                "PyTorch's attention alike; load it with attn_implementation='sdpa' where it has that, or use steps=0"
             )
         return torch.stack(layers).float()
 
@@ -566,7 +433,7 @@ class Backbone:
         mask = [self.tokenizer.mask_token_id] if self.kind == "masked" else []
         texts = [some + mask, some[:3] + mask]  # the second one is padded
         examples = [Example(ids, [-1] * len(ids), len(ids) - 1) for ids in texts]
-        name, why = type(self.model).__name__, ""
+        why = ""
         try:
             with torch.no_grad():
                 found = [self._run(examples, None, None, rows=rows)[0][:, 0]]  # (B, W)
@@ -577,7 +444,7 @@ class Backbone:
                 wanted = torch.stack([logits[0, -1, rows] for logits in plain])  # (B, W)
             if not bool(wanted.isfinite().all()):
                 raise BackboneError(
-                    f"{self.name or name}: its scores, in {self.model.dtype}, are not finite; load it with "
+                    f"{self._called}: its scores, in {self.model.dtype}, are not finite; load it with "
                     "dtype='float32', or use another model"
                 )
             wanted, *found = (f.float() - f.float().mean(dim=1, keepdim=True) for f in (wanted, *found))
@@ -590,8 +457,8 @@ class Backbone:
             alike, why = False, f" ({type(error).__name__})"
         if not alike:
             raise BackboneError(
-                f"{self.name or name}: asked for label words only, {name} does not say what it says as a whole{why}; "
-                "this architecture is not supported, use another model"
+                f"{self._called}: asked for label words only, {type(self.model).__name__} does not say what it says as "
+                f"a whole{why}; this architecture is not supported, use another model"
             )
         self._tried = True
 
@@ -627,19 +494,20 @@ class Backbone:
             inputs["past_key_values"] = start.cache
             if self._takes_positions:
                 inputs["position_ids"] = start.positions(batch.attention)
-                if mask is not None and self._window < attention.shape[1]:
+                if mask is not None and window(self._config) < attention.shape[1]:
                     size = batch.ids.shape[1]
                     earlier = torch.ones(size, size, dtype=torch.bool, device=self.device).tril()
-                    mask = self._seen(start, earlier, inputs["position_ids"])
+                    mask = start.mask(earlier, inputs["position_ids"], config=self._config, dtype=self.model.dtype)
         elif keep:
             inputs["past_key_values"] = DynamicCache()  # without config no sliding layer drops positions
         if self.kind == "causal":
             inputs["use_cache"] = "past_key_values" in inputs
-        head = self._head(rows)
+        head = Head.of(self.model.get_output_embeddings(), rows)
         # Of one position there is nothing to spare, and its heads may stand where the positions do.
         apart = not keep and batch.answers.shape[1] == 1 < batch.ids.shape[1] and self._last_is_apart
         spared = only_at(self._layers[-1], batch.answers) if apart else contextlib.nullcontext()
-        with self._only_at(batch.answers, head), quick_gradients(self.device), behind(deep, examples), spared:
+        worn = put_on(head, self.model, text_layer=self._text_layer, answers=batch.answers)
+        with worn, quick_gradients(self.device), behind(deep, examples), spared:
             output = self.model(inputs_embeds=embeds, attention_mask=mask, **inputs)
         assert head.states is not None and head.layer is not None
         text_sum = torch.einsum("bth,bt->bh", head.layer.float(), batch.texts)  # (B, H)
@@ -650,65 +518,11 @@ class Backbone:
         grown = Start(inputs["past_key_values"], attention, text_sum, text_count) if keep else None
         return output.logits, states, grown
 
-    def _seen(self, start: Start, among: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        """A mask by which new positions see what is known, and of each other what `among` (T, T) says.
-
-        Of layers that see the last few positions only, a model tells these by their places in the batch; here padding
-        and words side by side take places as well.
-        """
-        known = start.attention.bool()[:, None].expand(-1, len(among), -1)
-        seen = torch.cat([known, among.expand(len(known), -1, -1)], dim=2)  # (B, T, F + T)
-        every = torch.cat([start.attention.cumsum(1) - 1, positions], dim=1)  # (B, F + T)
-        near = positions[:, :, None] - every[:, None] < self._window  # (B, T, F + T)
-        least = torch.finfo(self.model.dtype).min
-
-        def mask(kind: str) -> Tensor:
-            shown = seen & near if kind == SLIDING else seen
-            return torch.where(shown, 0.0, least).to(self.model.dtype)[:, None]  # (B, 1, T, F + T)
-
-        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or [SLIDING]
-        masks = {kind: mask(kind) for kind in dict.fromkeys(kinds)}
-        return masks if len(masks) > 1 else masks[kinds[0]]
-
     def _collate(self, examples: Sequence[Example], n_masks: int = 1) -> Batch:
         pad = self.tokenizer.pad_token_id
         mask = self.tokenizer.mask_token_id if self.kind == "masked" else None
         batch = collate(examples, pad_id=0 if pad is None else pad, mask_id=mask, n_masks=n_masks)
         return Batch(*(getattr(batch, f.name).to(self.device) for f in dataclasses.fields(batch)))
-
-    def _head(self, rows: Tensor | None) -> _Head:
-        output = self.model.get_output_embeddings()
-        bias = getattr(output, "bias", None)
-        if rows is None:
-            return _Head(output.weight, bias)
-        rows = rows.to(self.device)
-        # In 16 bits a score of 10 is rounded to steps of 0.06, often more than what tells two classes apart.
-        return _Head(output.weight[rows].float(), None if bias is None else bias[rows].float())
-
-    @contextlib.contextmanager
-    def _only_at(self, answers: Tensor, head: _Head) -> Iterator[None]:
-        """While open: the trunk hands on its states at `answers` (B, M) only, and `head` replaces the output matrix."""
-
-        def gather(module: nn.Module, args: Any, output: Any) -> Any:
-            states = output.last_hidden_state  # (B, T, H)
-            output.last_hidden_state = states.gather(1, answers[..., None].expand(-1, -1, states.shape[2]))
-            return output
-
-        def remember(module: nn.Module, args: Any, output: Any) -> None:
-            head.layer = output[0] if isinstance(output, tuple) else output  # (B, T, H)
-
-        original = self.model.get_output_embeddings()
-        trunk = self.model.get_decoder()
-        if trunk is original:  # ModernBERT has its output matrix under the name "decoder"
-            trunk = self.model.base_model
-        hooks = [self._text_layer.register_forward_hook(remember), trunk.register_forward_hook(gather)]
-        try:
-            self.model.set_output_embeddings(head)
-            yield
-        finally:
-            self.model.set_output_embeddings(original)
-            for hook in hooks:
-                hook.remove()
 
     def _masked_words(
         self, examples: Sequence[Example], words: LabelWords, prompt: Tensor | None, deep: Tensor | None
@@ -720,7 +534,7 @@ class Backbone:
             first = states if first is None else first
             of_length = [w for w, pieces in enumerate(words.pieces) if len(pieces) == n]
             pieces = torch.tensor([words.pieces[w] for w in of_length], device=self.device)  # (W', n)
-            each = _log_probabilities(logits, torch.arange(n, device=self.device), pieces).sum(-1)  # (B, W')
+            each = log_probabilities(logits, torch.arange(n, device=self.device), pieces).sum(-1)  # (B, W')
             scores |= dict(zip(of_length, each.unbind(1), strict=True))
         assert first is not None
         return torch.stack([scores[w] for w in range(len(words.words))], dim=1), first
@@ -736,8 +550,8 @@ class Backbone:
         logits, states, context = self._run(examples, prompt, deep, start=start, keep=True)
         assert context is not None
         firsts = torch.tensor([pieces[0] for pieces in words.pieces], device=self.device)
-        scores = _log_probabilities(logits, torch.zeros_like(firsts), firsts)  # (B, W)
-        tree = _Tree.of(words.pieces, self.device)
+        scores = log_probabilities(logits, torch.zeros_like(firsts), firsts)  # (B, W)
+        tree = PieceTree.of(words.pieces, self.device)
         size = max(1, LOGITS_PER_CHUNK // (len(tree.ids) * logits.shape[2]))
         rest = []
         for at in range(0, len(examples), size):
@@ -746,58 +560,22 @@ class Backbone:
                 rest.append(self._continue(tree, context.select(some)))
         return scores.index_add(1, tree.word, torch.cat(rest)), states
 
-    def _continue(self, tree: _Tree, start: Start) -> Tensor:
+    def _continue(self, tree: PieceTree, start: Start) -> Tensor:
         """Log-probabilities (B, E) of the words' later pieces, all words of an example in one row of the batch."""
         if not self._takes_positions:
             raise BackboneError(
-                f"{self.name or type(self.model).__name__} takes no position_ids, so words of several tokens cannot "
+                f"{self._called} takes no position_ids, so words of several tokens cannot "
                 "be scored; use label words of one token, or multi_token='first'"
             )
         positions = start.lengths[:, None] + tree.depth  # (B, T)
         output = self.model(
             inputs_embeds=self.embed(tree.ids.expand(len(positions), -1)),
-            attention_mask=self._seen(start, tree.ancestors, positions),
+            attention_mask=start.mask(tree.ancestors, positions, config=self._config, dtype=self.model.dtype),
             position_ids=positions,
             past_key_values=start.cache,
             use_cache=True,
         )
-        return _log_probabilities(output.logits, tree.node, tree.piece)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tree:
-    """Words of several pieces as a tree: a node for every beginning that words share, an edge for every later piece.
-
-    Attributes
-    ----------
-    ids, depth : Tensor of shape (T,)
-        The last piece of each beginning, and how many stand before it.
-    ancestors : Tensor of shape (T, T)
-        Which nodes a node sees: the beginnings of its beginning, and itself.
-    node, piece, word : Tensor of shape (E,)
-        Where each later piece of a word hangs, the piece, and the word.
-    """
-
-    ids: Tensor
-    depth: Tensor
-    ancestors: Tensor
-    node: Tensor
-    piece: Tensor
-    word: Tensor
-
-    @classmethod
-    def of(cls, pieces: Sequence[tuple[int, ...]], device: torch.device) -> _Tree:
-        """Words as tuples of pieces; those of one piece are no part of it."""
-        nodes = sorted({p[:k] for p in pieces for k in range(1, len(p))})
-        place = {node: i for i, node in enumerate(nodes)}
-        edges = [(place[p[:k]], p[k], w) for w, p in enumerate(pieces) for k in range(1, len(p))]
-        sees = [[above == node[: len(above)] for above in nodes] for node in nodes]
-        return cls(
-            torch.tensor([node[-1] for node in nodes], device=device),
-            torch.tensor([len(node) - 1 for node in nodes], device=device),
-            torch.tensor(sees, device=device),
-            *(torch.tensor(column, device=device) for column in zip(*edges, strict=True)),
-        )
+        return log_probabilities(output.logits, tree.node, tree.piece)
 
 
 _LOADED: weakref.WeakValueDictionary[tuple[Any, ...], Backbone] = weakref.WeakValueDictionary()
@@ -805,46 +583,6 @@ _LATEST: list[Backbone] = []  # keeps the last one alive between the clones of a
 _LOADING = threading.RLock()
 
 
-def _fast_in_bfloat16(device: str) -> bool:
-    if device.startswith("cuda"):
-        return True
-    # AVX512-BF16 alone does not do: on a Xeon kept to it products took 1.4 times as long as in float32, on an EPYC
-    # 0.3 times. Older versions of torch cannot tell.
-    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    of_amd = able.get("avx512_bf16") and str(able.get("cpu_name")).startswith("AMD")
-    return device == "cpu" and bool(able.get("amx_bf16") or of_amd)
-
-
-def _kind_of(architecture: str) -> Kind | None:
-    if "MaskedLM" in architecture or "ForPreTraining" in architecture:
-        return "masked"
-    if "CausalLM" in architecture or "LMHead" in architecture:
-        return "causal"
-    return None
-
-
-def _log_probabilities(logits: Tensor, places: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities (B, …) of ids (…) at places (…) of logits (B, T, V).
-
-    Example by example, since those of a whole batch leave the caches and take three times as long.
-    """
-    return torch.stack([each.float().log_softmax(-1)[places, ids] for each in logits])
-
-
 def _out_of_memory(error: RuntimeError) -> bool:
     text = str(error).lower()
     return "out of memory" in text or "allocate memory" in text
-
-
-def by_length(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each of at most as many positions, when padded, as suit the device."""
-    most = TOKENS_PER_BATCH if device.type == "cpu" else TOKENS_PER_BATCH_ON_GPU
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * lengths[i] > most:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

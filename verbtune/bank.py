@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from .backbone import Backbone, BackboneError, by_length
+from .backbone import Backbone
+from .batch import by_length
 from .calibration import Calibration
 from .classifier import PromptClassifier, least_confidence, most_probable
 from .compiled import CompiledTask
 from .data import DataError, check_row, check_rows
 from .deep import SecondOpinion
 from .encode import Example, Row
+from .loading import BackboneError
 from .task import TaskError
 from .verbalizer import LabelWords, Verbalizer
 

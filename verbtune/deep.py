@@ -20,10 +20,10 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
 from torch import Tensor, nn
 
-from .backbone import BackboneError
 from .calibration import PRIOR, Calibration, temperature
 from .compiled import CompiledTask
 from .encode import Example
+from .loading import BackboneError
 from .prompt import DeepPrompt, from_vocabulary
 from .rows import HeldOut, in_folds
 from .tuning import History, tune

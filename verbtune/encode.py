@@ -16,13 +16,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .task import Answer, Field, Literal, Segment, Soft, Task, TaskError
 
-__all__ = ["Batch", "Example", "Layout", "Row", "collate", "compile_layout", "encode", "shorten", "tokenize"]
+__all__ = ["Example", "Layout", "Row", "compile_layout", "encode", "shorten", "tokenize"]
 
 Row: TypeAlias = Mapping[str, str]
 
@@ -156,30 +154,6 @@ class Example:
             answer=sum(i <= self.answer for i in kept) - 1,
             texts=texts,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Examples padded on the right.
-
-    Attributes
-    ----------
-    ids : Tensor of shape (B, T)
-    attention : Tensor of shape (B, T)
-        1 at real positions, 0 at padding.
-    slots : Tensor of shape (B, T)
-        Index of the prompt vector that stands at a position, or -1.
-    texts : Tensor of shape (B, T)
-        1 at the tokens of the fields' texts, else 0.
-    answers : Tensor of shape (B, M)
-        Positions whose logits are wanted: the M masks, or the last position of a causal context.
-    """
-
-    ids: Tensor
-    attention: Tensor
-    slots: Tensor
-    texts: Tensor
-    answers: Tensor
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, lead: bool) -> list[list[int]]:
@@ -430,31 +404,3 @@ def _cut(tokens: list[int], n: int, side: str) -> list[int]:
     if side == "middle":
         return tokens[: n - n // 2] + tokens[len(tokens) - n // 2 :]
     return tokens[:n]
-
-
-def collate(examples: Sequence[Example], *, pad_id: int, mask_id: int | None = None, n_masks: int = 1) -> Batch:
-    """Pad examples on the right to one batch.
-
-    Parameters
-    ----------
-    n_masks : int
-        Number of masks at the answer, for label words of that many pieces.
-    """
-    extra = n_masks - 1
-    width = max(len(e.ids) for e in examples) + extra
-    ids = torch.full((len(examples), width), pad_id)  # (B, T)
-    slots = torch.full((len(examples), width), -1)  # (B, T)
-    attention = torch.zeros((len(examples), width), dtype=torch.long)  # (B, T)
-    texts = torch.zeros(len(examples), width)  # (B, T)
-    for i, e in enumerate(examples):
-        at = e.answer
-        row = e.ids if not extra else [*e.ids[:at], *[mask_id or 0] * extra, *e.ids[at:]]
-        marks = e.slots if not extra else [*e.slots[:at], *[-1] * extra, *e.slots[at:]]
-        ids[i, : len(row)] = torch.tensor(row)
-        slots[i, : len(row)] = torch.tensor(marks)
-        attention[i, : len(row)] = 1
-        for start, stop in e.texts:
-            moved = extra if start >= at else 0
-            texts[i, start + moved : stop + moved] = 1
-    answers = torch.tensor([e.answer for e in examples])[:, None] + torch.arange(n_masks)  # (B, M)
-    return Batch(ids, attention, slots, texts, answers)

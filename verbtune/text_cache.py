@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .backbone import Backbone, Start, by_length
+from .backbone import Backbone
+from .batch import by_length
 from .encode import Example
+from .start import Start
 
 __all__ = ["TextCache", "frozen_length"]
 
