@@ -33,7 +33,7 @@ from verbtune.compiled import CompiledTask, compile_task
 from verbtune.data import check_labels, check_rows
 from verbtune.encode import Row
 from verbtune.task import Task
-from verbtune.tuning import tune
+from verbtune.tuning import in_rounds, tune
 from verbtune.verbalizer import Verbalizer
 
 __all__ = ["DOCUMENTED_RATES", "PEFT_METHODS", "PeftHead", "PeftWords", "SetFit"]
@@ -285,15 +285,13 @@ def train(
     tune(
         model,
         lambda index, _: loss(index),
-        lengths,
+        in_rounds(lengths, 16, seed),
         prompt=None,
         learning_rate=learning_rate,
         steps=steps,
-        batch_size=16,
         warmup=0.06,
         weight_decay=0.01,
         max_grad_norm=1.0,
-        seed=seed,
     )
     model.eval()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -358,7 +358,7 @@ def test_nothing_to_infer_is_no_rows(backbone: Backbone) -> None:
 
 def test_states_alone_are_the_states(backbone: Backbone) -> None:
     made, _ = compiled(backbone, SEVERAL)
-    close(made.states(ROWS), compiled(backbone)[0].infer(ROWS)[1], rtol=1e-5, atol=1e-5)
+    close(made.for_states.infer(ROWS)[1], compiled(backbone)[0].infer(ROWS)[1], rtol=1e-5, atol=1e-5)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

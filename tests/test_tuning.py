@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from verbtune.tuning import History, TuningError, _batches, tune
+from verbtune.tuning import History, TuningError, in_rounds, tune
 
 TARGETS = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.0, 0.5]])
 DEFAULTS: dict[str, Any] = {
-    "learning_rate": 0.1, "steps": 20, "batch_size": 3, "warmup": 0.1, "weight_decay": 0.0, "max_grad_norm": 1e3,
-    "seed": 0,
+    "learning_rate": 0.1, "steps": 20, "warmup": 0.1, "weight_decay": 0.0, "max_grad_norm": 1e3,
 }  # fmt: skip
 
 
@@ -35,7 +34,13 @@ class Prompt(nn.Module):
 
 
 def run(
-    prompt: Prompt, *, seen: list[list[int]] | None = None, during: Callable[[int], None] | None = None, **options: Any
+    prompt: Prompt,
+    *,
+    size: int = 3,
+    seed: int = 0,
+    seen: list[list[int]] | None = None,
+    during: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> History:
     """Pull the first two vectors to the targets, weighting the first one ten times."""
     calls = 0
@@ -50,7 +55,7 @@ def run(
         assert vectors is not None
         return (vectors[:2] - TARGETS[list(index)].mean(0)).square().mul(torch.tensor([[10.0], [1.0]])).sum()
 
-    return tune(prompt, loss, [1, 1, 1], prompt=prompt, **(DEFAULTS | options))
+    return tune(prompt, loss, in_rounds([1, 1, 1], size, seed), prompt=prompt, **(DEFAULTS | options))
 
 
 def script(*scores: float) -> Callable[[], float]:
@@ -91,7 +96,7 @@ def test_parts_beside_the_prompt_are_trained_too() -> None:
     parts = nn.ModuleList([nn.Linear(1, 1)])
     before = parts[0].weight.item()
     loss = lambda index, vectors: parts[0](torch.ones(1)).square().sum()  # noqa: E731
-    history = tune(parts, loss, [1, 1, 1], prompt=None, **DEFAULTS)
+    history = tune(parts, loss, in_rounds([1, 1, 1], 3, 0), prompt=None, **DEFAULTS)
     assert parts[0].weight.item() != before
     assert all(s.gradient_norms == [] for s in history.steps)
 
@@ -131,7 +136,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing(steps: int, wa
 def test_every_example_comes_once_a_round(size: int) -> None:
     seen: list[list[int]] = []
     per_round = math.ceil(3 / size)
-    run(Prompt(), seen=seen, batch_size=size, steps=4 * per_round)
+    run(Prompt(), seen=seen, size=size, steps=4 * per_round)
     rounds = [list(itertools.chain(*seen[i : i + per_round])) for i in range(0, len(seen), per_round)]
     assert all(sorted(r) == [0, 1, 2] for r in rounds)
     assert len(rounds) == 4
@@ -143,7 +148,7 @@ def test_the_order_is_the_seeds() -> None:
     ends = []
     for seen, seed in zip(orders, (5, 5, 6), strict=True):
         prompt = Prompt()
-        run(prompt, seen=seen, seed=seed, batch_size=1)
+        run(prompt, seen=seen, seed=seed, size=1)
         ends.append(prompt().detach())
     assert orders[0] == orders[1] != orders[2]
     assert torch.equal(ends[0], ends[1])
@@ -256,7 +261,7 @@ def test_a_loss_that_is_not_finite_ends_training_at_its_step(bad: float, validat
         return theta[0].square().sum() * next(losses)
 
     with pytest.raises(TuningError) as error:
-        tune(theta, loss, [1, 1, 1], prompt=None, validate=validate, **DEFAULTS)
+        tune(theta, loss, in_rounds([1, 1, 1], 3, 0), prompt=None, validate=validate, **DEFAULTS)
     assert str(error.value) == (
         f"step 3: with learning_rate=0.1 the loss is {bad} and its gradient {bad}, so nothing was fitted; "
         "lower learning_rate, or use dtype='float32'"
@@ -267,7 +272,7 @@ def test_a_loss_that_is_not_finite_ends_training_at_its_step(bad: float, validat
 def test_a_gradient_that_is_not_finite_ends_training_too() -> None:
     theta = nn.ParameterList([torch.zeros(2)])
     with pytest.raises(TuningError, match=r"^step 1: with learning_rate=0.1 the loss is 0 and its gradient (nan|inf),"):
-        tune(theta, lambda index, vectors: theta[0].sqrt().sum(), [1, 1, 1], prompt=None, **DEFAULTS)
+        tune(theta, lambda index, vectors: theta[0].sqrt().sum(), in_rounds([1, 1, 1], 3, 0), prompt=None, **DEFAULTS)
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
@@ -291,15 +296,15 @@ def test_a_bar_is_drawn_on_a_terminal_only(
 
 @given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=60), size=st.integers(1, 20), seed=st.integers(0, 9))
 def test_every_round_sees_every_example_once(lengths: list[int], size: int, seed: int) -> None:
-    batches = _batches(lengths, size, seed)
+    batches = in_rounds(lengths, size, seed)
     for _ in range(3):
         part = [next(batches) for _ in range(-(-len(lengths) // size))]
         assert sorted(i for batch in part for i in batch) == list(range(len(lengths)))
 
 
-def test_batches_hold_texts_of_similar_length_and_are_not_always_the_same() -> None:
+def testin_rounds_hold_texts_of_similar_length_and_are_not_always_the_same() -> None:
     lengths = [10 + 7 * i % 400 for i in range(128)]
-    batches = _batches(lengths, 16, 0)
+    batches = in_rounds(lengths, 16, 0)
     rounds = [[next(batches) for _ in range(8)] for _ in range(2)]
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in rounds[0])
     assert padded < 1.4 * sum(lengths)

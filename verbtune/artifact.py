@@ -49,8 +49,8 @@ class Artifact:
     prompt : Tensor of shape (P, H) or None
         The learned vectors; for a pure prefix of a causal LM, the embeddings of the special tokens
         before them included, as PEFT wants.
-    deep : Tensor of shape (1, L, 2, A, D + 2, E) or None
-        The deep prompt.
+    second : dict of str to Tensor
+        What the second opinion learned, its deep prompt of shape (1, L, 2, A, D + 2, E) as "deep_prompt".
     verbalizer : dict of str to Tensor
         What the verbalizer learned.
     state : dict
@@ -63,7 +63,7 @@ class Artifact:
 
     task: Task
     prompt: Tensor | None
-    deep: Tensor | None
+    second: dict[str, Tensor]
     verbalizer: dict[str, Tensor]
     state: dict[str, Any]
     peft: dict[str, Any] | None
@@ -81,10 +81,9 @@ def write(folder: Path, artifact: Artifact) -> None:
     files = {TASK_FILE: artifact.task.to_yaml().encode(), CARD_FILE: artifact.card.encode()}
     if artifact.prompt is not None:
         files[PROMPT_FILE] = safetensors.torch.save({"prompt_embeddings": artifact.prompt.contiguous()})
-    if artifact.deep is not None:
-        files[DEEP_FILE] = safetensors.torch.save({"deep_prompt": artifact.deep.contiguous()})
-    if artifact.verbalizer:
-        files[VERBALIZER_FILE] = safetensors.torch.save({k: v.contiguous() for k, v in artifact.verbalizer.items()})
+    for name, tensors in ((DEEP_FILE, artifact.second), (VERBALIZER_FILE, artifact.verbalizer)):
+        if tensors:
+            files[name] = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
     if artifact.peft:
         files[PEFT_FILE] = json.dumps(artifact.peft, indent=2).encode()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != CARD_FILE}
@@ -177,15 +176,16 @@ def read(folder: Path) -> Artifact:
     try:
         task = Task.from_text(files[TASK_FILE], source=str(folder / TASK_FILE))
         prompt = safetensors.torch.load(files[PROMPT_FILE])["prompt_embeddings"] if PROMPT_FILE in files else None
-        deep = safetensors.torch.load(files[DEEP_FILE])["deep_prompt"] if DEEP_FILE in files else None
-        verbalizer = safetensors.torch.load(files[VERBALIZER_FILE]) if VERBALIZER_FILE in files else {}
+        second, verbalizer = (
+            safetensors.torch.load(files[name]) if name in files else {} for name in (DEEP_FILE, VERBALIZER_FILE)
+        )
         peft = json.loads(files[PEFT_FILE]) if PEFT_FILE in files else None
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder}: damaged ({error}); save the classifier again") from None
-    for name, tensor in (("prompt", prompt), ("deep prompt", deep), *verbalizer.items()):
+    for name, tensor in (("prompt", prompt), *second.items(), *verbalizer.items()):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"{folder}: {name} holds numbers that are not finite; train it again")
-    return Artifact(task, prompt, deep, verbalizer, state, peft, "")
+    return Artifact(task, prompt, second, verbalizer, state, peft, "")
 
 
 def _replaceable(folder: Path) -> bool:

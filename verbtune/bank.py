@@ -58,7 +58,7 @@ class _Served:
         """Class probabilities (N, C) of what the LM says of N texts, and says with the deep prompt."""
         scores: NDArray[np.float64] = self.verbalizer(*first).double().cpu().numpy()  # (N, C)
         if self.second is not None and second is not None:
-            scores = scores + self.second.scores(self.verbalizer.of_words(second[0]).double().cpu().numpy())
+            scores = scores + self.second.scores(self.verbalizer, *second)
         return self.calibration.probabilities(scores)
 
 
@@ -286,7 +286,8 @@ def _serve(clf: PromptClassifier, backbone: Backbone, name: str) -> _Served:
     pieces = clf.compiled_.words.pieces
     if not verbalizer.hears_words:
         # Only the states are read.
-        pieces = tuple(word[: clf.compiled_.state_pieces] for word in pieces)
+        n = clf.compiled_.for_states.words.longest
+        pieces = tuple(word[:n] for word in pieces)
     return _Served(
         classes=clf.classes_,
         compiled=dataclasses.replace(clf.compiled_, backbone=backbone),
@@ -325,7 +326,7 @@ def _probabilities(backbone: Backbone, asked: Sequence[tuple[_Served, list[Row]]
         for i in alike:
             served, rows = asked[i]
             assert served.second is not None
-            parts.append((served.compiled, served.compiled.words.beginnings.pieces, None, rows))
+            parts.append((served.compiled, served.second.asked(served.compiled).words.pieces, None, rows))
             deep.append(served.second.deep)
         seconds |= dict(zip(alike, _heard(backbone, parts, torch.cat(deep).to(backbone.device)), strict=True))
     return [served.probabilities(first[i], seconds.get(i)) for i, (served, _) in enumerate(asked)]

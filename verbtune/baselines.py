@@ -34,7 +34,7 @@ from .data import check_labels, check_rows
 from .encode import MIN_FIELD_TOKENS, Row, tokenize
 from .parameters import ParameterError, fixed_soft_tokens
 from .task import Task
-from .tuning import tune
+from .tuning import in_rounds, tune
 from .verbalizer import Verbalizer
 
 __all__ = [
@@ -344,7 +344,8 @@ class LinearProbe(_TextClassifier):
         return probabilities
 
     def _states(self, rows: Sequence[Row]) -> NDArray[np.float64]:
-        answer, text = self.compiled_.states(rows).double().tensor_split([self.compiled_.backbone.width], dim=1)
+        _, states = self.compiled_.for_states.infer(rows)
+        answer, text = states.double().tensor_split([self.compiled_.backbone.width], dim=1)
         return (answer if self.state == "answer" else text).numpy()
 
 
@@ -429,15 +430,13 @@ class FineTuned(_TextClassifier):
         tune(
             model,
             loss,
-            [len(e.ids) for e in examples],
+            in_rounds([len(e.ids) for e in examples], self.batch_size, seed),
             prompt=None,
             learning_rate=self.learning_rate or (5e-5 if self.method == "full" else 1e-3),
             steps=self.steps,
-            batch_size=self.batch_size,
             warmup=0.1,
             weight_decay=0.01,
             max_grad_norm=1.0,
-            seed=seed,
         )
         self.trained_parameters_ = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.artifact_bytes_ = FLOAT_BYTES * self.trained_parameters_ + len(task.to_yaml().encode())

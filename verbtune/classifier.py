@@ -36,7 +36,7 @@ from .prompt import SoftPrompt, from_labels, from_random, from_vocabulary
 from .rows import HeldOut, choose_reading, fit_rows
 from .task import Task
 from .text_cache import TextCache, frozen_length
-from .tuning import History, tune
+from .tuning import History, in_rounds, tune
 from .verbalizer import Verbalizer
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class _Fitted:
         The class bias that calibrates the manual prompt.
     manual : ndarray of shape (N, C)
         The class scores of that.
+    center : ndarray of shape (S,)
+        Mean of the texts' states.
     held_out : HeldOut
     """
 
@@ -88,6 +90,7 @@ class _Fitted:
     calibration: Calibration
     against: NDArray[np.float64]
     manual: NDArray[np.float64]
+    center: NDArray[np.float64]
     held_out: HeldOut
 
 
@@ -285,6 +288,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 aggregate=self.aggregate,
                 against=fitted.against,
                 manual=fitted.manual,
+                center=fitted.center,
                 held_out=fitted.held_out,
                 first=fitted.calibration,
                 seed=seed,
@@ -306,7 +310,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         learned = [verbalizer, prompt] if self.steps and prompt is not None else [verbalizer]
         self.trained_parameters_ = sum(p.numel() for part in learned for p in part.parameters())
         if opinion is not None:
-            self.trained_parameters_ += opinion.deep.numel() + opinion.bias.size
+            self.trained_parameters_ += opinion.numbers
         return self
 
     def class_scores(self, X: Any) -> NDArray[np.float64]:
@@ -316,16 +320,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.verbalizer_.hears_words:
             words, states = self.compiled_.infer(rows, self.prompt_)
         else:
-            states = self.compiled_.states(rows, self.prompt_)
+            _, states = self.compiled_.for_states.infer(rows, self.prompt_)
             words = torch.zeros(len(rows), len(self.compiled_.words.words))
         device = self.compiled_.backbone.device
         with torch.no_grad():
             scores: Tensor = self.verbalizer_(words.to(device), states.to(device))
         found: NDArray[np.float64] = scores.double().cpu().numpy()
-        if self.second_opinion_ is not None:
-            words = self.compiled_.begin(rows, self.second_opinion_.deep)
-            spoken = self.verbalizer_.of_words(words.to(device)).double().cpu().numpy()
-            found = found + self.second_opinion_.scores(spoken)
+        opinion = self.second_opinion_
+        if opinion is not None:
+            words, states = opinion.asked(self.compiled_).infer(rows, deep=opinion.deep)
+            found = found + opinion.scores(self.verbalizer_, words.to(device), states.to(device))
         return found
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
@@ -444,14 +448,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "held_out": {"right": self.calibration_.right.tolist(), "wrong": self.calibration_.wrong.tolist()},
             "trained_parameters": self.trained_parameters_,
         }
-        opinion = self.second_opinion_
+        opinion, second = self.second_opinion_, {}
         if opinion is not None:
+            learned = {"deep_prompt": opinion.deep, "rows": opinion.rows}
+            second = {name: tensor.cpu() for name, tensor in learned.items() if tensor is not None}
             state["second_opinion"] = {"weight": opinion.weight, "bias": opinion.bias.tolist()}
         tensors = {k: v.cpu() for k, v in self.verbalizer_.state_dict().items() if k not in ("owner", "weights")}
         saved = artifact.Artifact(
             self.task_,
             None if prompt is None else prompt.float().cpu(),
-            None if opinion is None else opinion.deep.cpu(),
+            second,
             tensors,
             state,
             peft,
@@ -526,10 +532,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tried = {name: np.array(found) for name, found in saved.state.get("held_out", {}).items()}
         clf.calibration_ = Calibration(calibration["temperature"], np.array(calibration["bias"]), **tried)
         second = saved.state.get("second_opinion")
+        learned = {name: tensor.to(backbone.device) for name, tensor in saved.second.items()}
         clf.second_opinion_ = (
-            None
-            if second is None or saved.deep is None
-            else SecondOpinion(saved.deep.to(backbone.device), second["weight"], np.array(second["bias"]))
+            SecondOpinion(
+                learned["deep_prompt"], np.array(second["bias"]), weight=second["weight"], rows=learned.get("rows")
+            )
+            if second and learned
+            else None
         )
         clf.history_ = History()
         clf.trained_parameters_ = saved.state["trained_parameters"]
@@ -637,15 +646,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         history = tune(
             parts,
             loss,
-            [len(e.ids) for e in training.examples],
+            in_rounds([len(e.ids) for e in training.examples], self.batch_size, seed),
             prompt=prompt,
             learning_rate=self.learning_rate,
             steps=steps,
-            batch_size=self.batch_size,
             warmup=self.warmup,
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
-            seed=seed,
             validate=validate if len(held_out) else None,
             evaluate_every=self.evaluate_every,
             patience=self.patience,
@@ -728,7 +735,7 @@ def _fit_rows(
     tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()}
     verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
     verbalizer.to(backbone.device)
-    return _Fitted(reading.strength, calibration, against, manual, held_out)
+    return _Fitted(reading.strength, calibration, against, manual, reading.center, held_out)
 
 
 def _peft_config(backbone: Backbone, n: int) -> dict[str, Any]:

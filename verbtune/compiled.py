@@ -33,23 +33,21 @@ class CompiledTask:
         """Word scores (N, W) and states (N, S) of rows of texts, without gradients."""
         return self.backbone.infer(self.encode(rows), self.words, prompt, deep=deep, n_prefix=self.layout.n_prefix)
 
-    def begin(self, rows: Sequence[Row], deep: Tensor) -> Tensor:
-        """Scores (N, W) of the label words' beginnings behind a deep prompt, without gradients."""
-        return dataclasses.replace(self, words=self.words.beginnings).infer(rows, deep=deep)[0]
+    @property
+    def by_beginnings(self) -> CompiledTask:
+        """The same, but that the label words are heard by their beginnings."""
+        return dataclasses.replace(self, words=self.words.beginnings)
 
     @property
-    def state_pieces(self) -> int:
-        """How many pieces a word must have for the states that come with the word scores.
+    def for_states(self) -> CompiledTask:
+        """The same with a single word, whose states, in one pass, are those that come with all of the words.
 
-        A masked LM sees as many masks, and its states are those of the shortest words.
+        A masked LM sees as many masks as the shortest words have pieces.
         """
-        return 1 if self.backbone.kind == "causal" else min(map(len, self.words.pieces))
-
-    def states(self, rows: Sequence[Row], prompt: Tensor | None = None) -> Tensor:
-        """The states (N, S) that come with the word scores, in one pass whatever the label words are."""
-        pieces = (self.words.pieces[0][: self.state_pieces],)
-        one = dataclasses.replace(self.words, words=self.words.words[:1], pieces=pieces, owner=(0,), weights=(1.0,))
-        return dataclasses.replace(self, words=one).infer(rows, prompt)[1]
+        n = 1 if self.backbone.kind == "causal" else min(map(len, self.words.pieces))
+        one = (self.words.pieces[0][:n],)
+        words = dataclasses.replace(self.words, words=self.words.words[:1], pieces=one, owner=(0,), weights=(1.0,))
+        return dataclasses.replace(self, words=words)
 
 
 def compile_task(

@@ -1,6 +1,7 @@
-"""A second opinion: how the label words begin, as the LM scores it behind a deep prompt that is tuned.
+"""A second opinion: what the LM makes of a text behind a deep prompt that is tuned.
 
-Rows read what the LM's states hold; a deep prompt changes what every layer makes of a text.
+Rows read what the LM's states hold; a deep prompt changes what every layer makes of a text. It is tuned for how the
+label words begin; or, of many classes, to draw the states of each one's texts together, to which rows are fitted.
 With few texts that helps much or little, so both are heard alike, until texts that are held out say otherwise. With
 very few the manual prompt, which nobody can learn badly, is heard as well.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 
 from .calibration import PRIOR, Calibration, temperature
 from .compiled import CompiledTask
+from .contrast import contrast, in_groups
 from .encode import Example
 from .loading import BackboneError
 from .prompt import DeepPrompt, from_vocabulary
-from .rows import HeldOut, in_folds
-from .tuning import History, tune
+from .rows import HeldOut, fit_without_words, in_folds
+from .tuning import History, in_rounds, tune
 from .verbalizer import Verbalizer
 
 __all__ = ["Judged", "SecondOpinion", "second_opinion"]
@@ -42,7 +44,8 @@ BATCH_SIZE = 8
 FOLDS = 3  # and the fewest texts of the class that has most
 FEW = 12  # texts; of fewer, those held out say how far what was learned is believed beside the manual prompt
 MANY = 256  # texts; of more, one fold tells enough, and there are twice as many steps
-MOST_CLASSES = 50  # label words of more tell little, and the steps take minutes
+MANY_CLASSES = 50  # label words of more tell little, and the steps take minutes
+STEPS_OF_MANY_CLASSES = 60
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
 SHARE = 1.0  # of the second opinion for each of the rows', when both are equally sure
 
@@ -54,19 +57,41 @@ class SecondOpinion:
     Attributes
     ----------
     deep : Tensor of shape (1, L, 2, A, D + 2, E)
-        The deep prompt, in float16.
-    weight : float
-        Of the class scores of the label words' `beginnings`.
+        The deep prompt, in float16: a file of half the size.
     bias : ndarray of shape (C,)
+    weight : float
+        Of the class scores of the label words' beginnings.
+    rows : Tensor of shape (C, H) or None
+        Of many classes, which read the mean state of the text in place of label words.
     """
 
     deep: Tensor
-    weight: float
     bias: Array
+    weight: float = 0.0
+    rows: Tensor | None = None
 
-    def scores(self, class_scores: Array) -> Array:
-        """What is added (N, C), from the label words' class scores (N, C) behind the deep prompt."""
-        return self.weight * class_scores + self.bias
+    def asked(self, compiled: CompiledTask) -> CompiledTask:
+        """The task with the words whose scores and states `scores` is to be given."""
+        return compiled.by_beginnings if self.rows is None else compiled.for_states
+
+    def scores(self, verbalizer: Verbalizer, words: Tensor, states: Tensor) -> Array:
+        """What is added (N, C), from word scores (N, W) and states (N, S) behind the deep prompt."""
+        if self.rows is None:
+            found = self.weight * verbalizer.of_words(words)  # (N, C)
+        else:
+            found = states[:, -self.rows.shape[1] :] @ self.rows.T  # (N, C)
+        added: Array = found.double().cpu().numpy() + self.bias
+        return added
+
+    @property
+    def numbers(self) -> int:
+        """How many there are in all."""
+        return self.deep.numel() + self.bias.size + (0 if self.rows is None else self.rows.numel())
+
+    def times(self, factor: float) -> SecondOpinion:
+        """The same, heard that much louder."""
+        rows = None if self.rows is None else factor * self.rows
+        return SecondOpinion(self.deep, factor * self.bias, factor * self.weight, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +125,7 @@ def second_opinion(
     aggregate: str,
     against: Array,
     manual: Array,
+    center: Array,
     held_out: HeldOut,
     first: Calibration,
     seed: int,
@@ -119,6 +145,8 @@ def second_opinion(
         The class bias that calibrates the manual prompt, where the tuned one starts.
     manual : ndarray of shape (N, C)
         The calibrated manual prompt's class scores.
+    center : ndarray of shape (S,)
+        Mean of the texts' states as the LM has them.
     held_out : HeldOut
         Of the rows. Those that were held out once are not shown to the deep prompt either when it is judged.
     first : Calibration
@@ -129,12 +157,12 @@ def second_opinion(
     Returns
     -------
     Judged
-        Without an opinion with too few texts that can be held out or too many classes, for an LM that takes no deep
-        prompt, if Ctrl-C ended it, or if very few texts are likelier under the manual prompt.
+        Without an opinion with too few texts that can be held out, for an LM that takes no deep prompt, if Ctrl-C
+        ended it, or if very few texts are likelier under the manual prompt.
     """
     none = Judged(None, first, History())
     told = np.sort(held_out.index)
-    if not len(told) or np.bincount(y[told]).max() < FOLDS or len(against) > MOST_CLASSES:
+    if not len(told) or np.bincount(y[told]).max() < FOLDS:
         return none
     backbone = compiled.backbone
     generator = torch.Generator().manual_seed(seed)
@@ -144,59 +172,25 @@ def second_opinion(
     except BackboneError as error:
         warnings.warn(f"{error}; only the rows are learned", stacklevel=3)
         return none
-    words = compiled.words.beginnings
-    verbalizer = Verbalizer(words, backbone.state_width, aggregate=aggregate).to(backbone.device)
-    cropped = [example.cropped(MOST_TOKENS) for example in examples]
-    many = len(y) > MANY
-
-    targets = torch.tensor(y, device=backbone.device)  # (N,)
-    weights = torch.tensor(weight, dtype=torch.float32, device=backbone.device)  # (N,)
-
-    def tuned(inside: NDArray[np.intp]) -> tuple[_Parts, History]:
-        parts = _Parts(start, against).to(backbone.device)
-
-        def loss(index: Sequence[int], _: Tensor | None) -> Tensor:
-            at = inside[list(index)].tolist()
-            found, _ = backbone.word_scores([cropped[i] for i in at], words, deep=parts.deep())
-            each = F.cross_entropy(verbalizer.of_words(found) + parts.bias, targets[at], reduction="none")  # (B,)
-            return (each * weights[at]).mean()
-
-        history = tune(
-            parts,
-            loss,
-            [len(cropped[i].ids) for i in inside],
-            prompt=None,
-            learning_rate=LEARNING_RATE,
-            steps=_steps(len(inside)) * (2 if many else 1),
-            batch_size=BATCH_SIZE,
-            warmup=0.1,
-            weight_decay=0.01,
-            max_grad_norm=1.0,
-            seed=seed,
-            progress=progress,
-        )
-        return parts.requires_grad_(False), history
-
-    def heard(index: NDArray[np.intp], parts: _Parts) -> Array:
-        chosen, n_prefix = [examples[i] for i in index], compiled.layout.n_prefix
-        found, _ = backbone.infer(chosen, words, deep=parts.deep(), n_prefix=n_prefix)
-        scores: Tensor = verbalizer.of_words(found.to(backbone.device)) + parts.bias  # (B, C)
-        return scores.double().cpu().numpy()
-
+    many_classes = len(against) > MANY_CLASSES
+    verbalizer = Verbalizer(compiled.words, backbone.state_width, aggregate=aggregate).to(backbone.device)
+    pupil = _Pupil(compiled, examples, y, weight, verbalizer, start, against, center, seed, progress)
+    opinion_of = pupil.of_states if many_classes else pupil.of_words
     if held_out.in_turn:
-        folds = [told[outside] for outside in in_folds(y[told], FOLDS, seed)][: 1 if many else None]
+        one_fold = many_classes or len(y) > MANY
+        folds = [told[outside] for outside in in_folds(y[told], FOLDS, seed)][: 1 if one_fold else None]
     else:
         folds = [held_out.index]
     rows, second = np.zeros((2, len(y), len(against)))
     rows[held_out.index] = held_out.scores
-    for outside in folds:
-        parts, history = tuned(np.setdiff1d(np.arange(len(y)), outside))
-        if history.interrupted:
-            return _interrupted(first)
-        second[outside] = heard(outside, parts)
-    parts, history = tuned(np.arange(len(y)))
-    if history.interrupted:
-        return _interrupted(first)
+    try:
+        for outside in folds:
+            opinion, _ = opinion_of(np.setdiff1d(np.arange(len(y)), outside))
+            second[outside] = pupil.scores(opinion, outside)
+        opinion, history = opinion_of(np.arange(len(y)))
+    except _Interrupted:
+        warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=3)
+        return Judged(None, first, History(interrupted=True))
     told = np.concatenate(folds)
     beside, calibration = _together(rows[told], second[told], y[told], weight[told], first)
     belief, other = 1.0, 0.0
@@ -206,20 +200,109 @@ def second_opinion(
         belief = _belief(calibration.apply(learned)[told], plain.apply(manual)[told], y[told], weight[told])
         other = (1 - belief) * calibration.temperature / plain.temperature
         calibration = calibration.tried_on((belief * learned + other * manual)[told], y[told])
-    beside *= belief
-    # As it is saved: a file of half the size, and the same answers after loading.
-    deep = parts.deep().half()
-    opinion = SecondOpinion(deep, beside, beside * parts.bias.double().cpu().numpy()) if belief else None
-    return Judged(opinion, calibration, history, belief, other)
+    return Judged(opinion.times(belief * beside) if belief else None, calibration, history, belief, other)
+
+
+class _Interrupted(Exception):
+    """Ctrl-C."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pupil:
+    """Learns opinions of some of the texts, and is heard about others."""
+
+    compiled: CompiledTask
+    examples: Sequence[Example]
+    y: NDArray[np.intp]
+    weight: Array
+    verbalizer: Verbalizer
+    start: Tensor
+    against: Array
+    center: Array
+    seed: int
+    progress: bool
+
+    def of_words(self, inside: NDArray[np.intp]) -> tuple[SecondOpinion, History]:
+        """From texts of the given indices, by cross-entropy of the label words' class scores."""
+        parts = _Parts(self.start, self.against).to(self.compiled.backbone.device)
+
+        def loss(words: Tensor, _: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(self.verbalizer.of_words(words) + parts.bias, targets, reduction="none")  # (B,)
+
+        batches = in_rounds([len(self._cropped(i).ids) for i in inside], BATCH_SIZE, self.seed)
+        steps = _steps(len(inside)) * (2 if len(self.y) > MANY else 1)
+        history = self._tune(parts, self.compiled.by_beginnings, loss, inside, batches, steps)
+        return SecondOpinion(parts.deep().detach().half(), parts.bias.detach().double().cpu().numpy(), 1.0), history
+
+    def of_states(self, inside: NDArray[np.intp]) -> tuple[SecondOpinion, History]:
+        """From texts of the given indices, by contrast of their mean states, to which rows are then fitted."""
+        backbone, asked = self.compiled.backbone, self.compiled.for_states
+        parts = _Parts(self.start, self.against).to(backbone.device)
+        center = torch.tensor(self.center, dtype=torch.float32, device=backbone.device)  # (S,)
+
+        def loss(_: Tensor, states: Tensor, targets: Tensor) -> Tensor:
+            return contrast((states - center)[:, backbone.width :], targets)  # (B,)
+
+        batches = in_groups(self.y[inside], self.seed)
+        history = self._tune(parts, asked, loss, inside, batches, STEPS_OF_MANY_CLASSES)
+        deep = parts.deep().detach().half()
+        _, states = self._heard(asked, deep, inside)
+        read = states[:, backbone.width :].double().cpu().numpy()  # (N, H)
+        rows, bias = fit_without_words(read, self.y[inside], self.weight[inside], len(self.against))
+        return SecondOpinion(deep, bias, rows=torch.tensor(rows, dtype=torch.float32, device=backbone.device)), history
+
+    def scores(self, opinion: SecondOpinion, index: NDArray[np.intp]) -> Array:
+        """Class scores (N, C) of texts of the given indices."""
+        return opinion.scores(self.verbalizer, *self._heard(opinion.asked(self.compiled), opinion.deep, index))
+
+    def _heard(self, asked: CompiledTask, deep: Tensor, index: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+        """Word scores (N, W) and states (N, S)."""
+        backbone, texts = asked.backbone, [self.examples[i] for i in index]
+        words, states = backbone.infer(texts, asked.words, deep=deep, n_prefix=asked.layout.n_prefix)
+        return words.to(backbone.device), states.to(backbone.device)
+
+    def _tune(
+        self,
+        parts: _Parts,
+        asked: CompiledTask,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        inside: NDArray[np.intp],
+        batches: Iterator[list[int]],
+        steps: int,
+    ) -> History:
+        """Tune by the loss (B,) of word scores (B, W), states (B, S) and classes (B,), weighted."""
+        device = asked.backbone.device
+        targets = torch.tensor(self.y[inside], device=device)  # (N,)
+        weights = torch.tensor(self.weight[inside], dtype=torch.float32, device=device)  # (N,)
+        texts = [self._cropped(i) for i in inside]
+
+        def mean_loss(index: Sequence[int], _: Tensor | None) -> Tensor:
+            at = list(index)
+            found = asked.backbone.word_scores([texts[i] for i in at], asked.words, deep=parts.deep())
+            return (loss(*found, targets[at]) * weights[at]).mean()
+
+        history = tune(
+            parts,
+            mean_loss,
+            batches,
+            prompt=None,
+            learning_rate=LEARNING_RATE,
+            steps=steps,
+            warmup=0.1,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            progress=self.progress,
+        )
+        if history.interrupted:
+            raise _Interrupted
+        return history
+
+    def _cropped(self, i: int) -> Example:
+        return self.examples[i].cropped(MOST_TOKENS)
 
 
 def _steps(n: int) -> int:
     return min(round(STEPS * math.sqrt(n)), MOST_STEPS_A_TEXT * n, MOST_STEPS)
-
-
-def _interrupted(first: Calibration) -> Judged:
-    warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=4)
-    return Judged(None, first, History(interrupted=True))
 
 
 def _together(

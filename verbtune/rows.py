@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits
 
 from .calibration import Calibration, temperature
 
-__all__ = ["HeldOut", "Reading", "choose_reading", "fit_rows", "in_folds"]
+__all__ = ["HeldOut", "Reading", "choose_reading", "fit_rows", "fit_without_words", "in_folds"]
 
 Array = NDArray[np.float64]
 
@@ -128,6 +129,32 @@ def fit_rows(
     return rows if axes is None else rows @ axes, theta[-n_classes:]
 
 
+def fit_without_words(states: Array, y: NDArray[np.intp], weight: Array, n_classes: int) -> tuple[Array, Array]:
+    """Rows (C, S) and biases (C,) of many classes that read states (N, S) as they are, and nothing else."""
+    center = states.mean(axis=0)
+    gain = 1 / _spread(states)
+    with threadpool_limits(1, user_api="blas"):
+        rows, bias = fit_rows(
+            np.zeros((len(y), n_classes)),
+            (states - center) * gain,
+            y,
+            weight,
+            strength=_strength_of_many(n_classes, len(y)),
+        )
+    rows = rows * gain
+    return rows, bias - rows @ center
+
+
+def _spread(states: Array) -> float:
+    """Root of the mean squared distance of states (N, S) from their mean."""
+    return float(np.sqrt(((states - states.mean(axis=0)) ** 2).sum(axis=1).mean())) + 1e-9
+
+
+def _strength_of_many(n_classes: int, n: int) -> float:
+    """Of the pull of the rows of many classes, of which there are so many texts."""
+    return max(LEAST_STRENGTH, OF_MANY[1] * n_classes / n)
+
+
 def _axes(features: Array) -> tuple[Array, Array]:
     """Orthonormal axes (N, S) of the space that N texts span, and the texts' coordinates (N, N) there."""
     columns, corner = np.linalg.qr(features.T)  # (S, N), (N, N)
@@ -174,10 +201,7 @@ def choose_reading(
     """
     center = states.mean(axis=0)
     sizes = (split, states.shape[1] - split)
-    spread = [
-        np.sqrt(((part - part.mean(axis=0)) ** 2).sum(axis=1).mean()) + 1e-9
-        for part in np.split(states, [split], axis=1)
-    ]
+    spread = [_spread(part) for part in np.split(states, [split], axis=1)]
 
     def reading(scale: float, strength: float, shares: tuple[float, float] = SHARES) -> Reading:
         return Reading(scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
@@ -205,8 +229,8 @@ def choose_reading(
     if few_classes:
         readings = [reading(*candidate) for candidate in (*CANDIDATES, *([WITHOUT_WORDS] if costly_words else []))]
     else:
-        scale, strength = OF_MANY
-        readings = [reading(scale, max(LEAST_STRENGTH, strength * base.shape[1] / len(y)), s) for s in SHARES_OF_MANY]
+        strength = _strength_of_many(base.shape[1], len(y))
+        readings = [reading(OF_MANY[0], strength, shares) for shares in SHARES_OF_MANY]
     found = [held_out(tried) for tried in readings]
     best = max(range(len(found)), key=lambda i: found[i][0] - STEP * i)
     _, calibration, scores = found[best]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-__all__ = ["History", "Step", "TuningError", "tune"]
+__all__ = ["History", "Step", "TuningError", "in_rounds", "tune"]
 
 
 class TuningError(ValueError):
@@ -54,16 +54,14 @@ class History:
 def tune(
     parts: nn.Module,
     loss: Callable[[Sequence[int], Tensor | None], Tensor],
-    lengths: Sequence[int],
+    batches: Iterator[Sequence[int]],
     *,
     prompt: Callable[[], Tensor] | None,
     learning_rate: float,
     steps: int,
-    batch_size: int,
     warmup: float,
     weight_decay: float,
     max_grad_norm: float,
-    seed: int,
     validate: Callable[[], float] | None = None,
     evaluate_every: int = 10,
     patience: int = 5,
@@ -81,19 +79,16 @@ def tune(
         Its parameters are trained, nothing else.
     loss : callable (indices, vectors) → scalar Tensor
         Mean loss over the examples of the given indices, where vectors is `prompt()`, of shape (P, H).
-    lengths : sequence of int
-        Tokens of each example; batches hold examples of similar length, as far as they can without being the
-        same in every round.
+    batches : iterator of sequence of int
+        The examples of each step, as indices.
     prompt : callable, optional
         Gives the prompt vectors, whose gradient norms are recorded.
     learning_rate : float
         Peak of AdamW's step size.
-    steps, batch_size : int
+    steps : int
     warmup : float
         Fraction of the steps over which the learning rate rises.
     weight_decay, max_grad_norm : float
-    seed : int
-        Decides the order of the examples.
     validate : callable → float, optional
         Higher is better.
     evaluate_every, patience : int
@@ -115,7 +110,6 @@ def tune(
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / ramp, (steps - s) / max(1, steps - ramp))
     )
-    batches = _batches(lengths, batch_size, seed)
     score = validate() if validate else None
     history = History([Step(0, math.nan, 0.0, [], score)])
     best, best_score, waited = _snapshot(parts) if validate else {}, score, 0
@@ -159,8 +153,19 @@ def tune(
     return history
 
 
-def _batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of indices, every example once in each round."""
+def in_rounds(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of indices, every example once in each round.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each example; batches hold examples of similar length, as far as they can without being the
+        same in every round.
+    size : int
+        Examples of a batch.
+    seed : int
+        Decides the order.
+    """
     generator = torch.Generator().manual_seed(seed)
     known = torch.tensor(lengths, dtype=torch.float)  # (N,)
     while True:
