@@ -51,6 +51,7 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pair": (TONE | PAIR, {"prompt_length": 2}),
     "second": (TONE, {"verbalizer": "learned"}),
     "another second": (TONE | {"verbalizer": SEVERAL}, {"verbalizer": "learned", "random_state": 1}),
+    "second of many": (TONE | {"verbalizer": ALL_LONG}, {"verbalizer": "learned"}),
 }
 
 
@@ -62,7 +63,9 @@ def fitted(architecture: str) -> dict[str, PromptClassifier]:
     for name, (task, options) in TASKS.items():
         X = [{"text": text, "b": "a film"} for text in SENTENCES] if name == "pair" else SENTENCES
         options = {"verbalizer": "fixed", "steps": None if "second" in name else 0} | options
-        with mock.patch.object(verbtune.deep, "FEW", 0):  # a second opinion whether it helps or not
+        # A second opinion whether it helps or not.
+        many = 1 if name == "second of many" else 50
+        with mock.patch.multiple(verbtune.deep, FEW=0, MANY_CLASSES=many):
             clf = PromptClassifier(task, model=tiny(architecture), **options).fit(X, LABELS)
         assert (clf.second_opinion_ is not None) == ("second" in name)
         if clf.prompt_ is not None:
@@ -365,7 +368,7 @@ def test_tasks_come_and_go_while_others_serve(architecture: str, tmp_path: Path)
             TaskError,
             "row 1: no task called 'leaned'; near to it: learned; the bank",
         ),
-        ([("zzz", "a")], TaskError, "row 0: no task called 'zzz'; the bank has 9; give one of bank.names"),
+        ([("zzz", "a")], TaskError, "row 0: no task called 'zzz'; the bank has 10; give one of bank.names"),
         ([(["learned"], "a")], TaskError, "row 0: no task called ['learned']; near to it: learned; the bank"),
         ([("learned", "a"), ("pair", "b")], DataError, "row 1: task 'pair': this task reads text, b; give a dict"),
         ([("pair", {"text": "b"})], DataError, "row 0: task 'pair': the field 'b' is missing; it has text"),

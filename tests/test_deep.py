@@ -241,6 +241,7 @@ def opinion_of(
         aggregate="mean",
         against=np.zeros(2),
         manual=np.zeros((len(y), 2)),
+        center=np.zeros(made.backbone.state_width),
         held_out=HeldOut(index, rows[index], in_turn=in_turn),
         first=Calibration.none(2),
         seed=0,
@@ -248,6 +249,12 @@ def opinion_of(
     assert judged.opinion is not None
     assert (judged.rows, judged.manual) == (1, 0)
     return made, judged.opinion, judged.calibration
+
+
+def added(made: CompiledTask, opinion: SecondOpinion) -> np.ndarray:
+    """What the opinion adds for `ROWS`, four times over."""
+    verbalizer = Verbalizer(made.words, made.backbone.state_width)
+    return opinion.scores(verbalizer, *opinion.asked(made).infer(ROWS * 4, deep=opinion.deep))
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
@@ -280,8 +287,7 @@ def test_it_is_heard_where_rows_say_nothing() -> None:
     y = (words[:, 1] - words[:, 0] > (words[:, 1] - words[:, 0]).median()).long().numpy()
     made, opinion, calibration = opinion_of(np.zeros((len(y), 2)), y)
     assert len(calibration.right) + len(calibration.wrong) == len(y)
-    heard = made.infer(ROWS * 4, deep=opinion.deep)[0].double().numpy()
-    scores = calibration.apply(opinion.scores(heard))
+    scores = calibration.apply(added(made, opinion))
     assert log_softmax(scores, axis=1)[np.arange(len(y)), y].mean() > np.log(0.5) + 0.1
 
 
@@ -289,8 +295,7 @@ def test_what_tells_held_out_texts_nothing_weighs_little() -> None:
     y = np.random.default_rng(0).permutation(np.arange(len(ROWS) * 4) % 2)  # no text says it
     rows = 2.0 * np.eye(2)[y]
     made, opinion, _ = opinion_of(rows, y)
-    heard = made.infer(ROWS * 4, deep=opinion.deep)[0].double().numpy()
-    both = rows + opinion.scores(heard)
+    both = rows + added(made, opinion)
     assert (both.argmax(axis=1) == y).all()
 
 
@@ -316,19 +321,14 @@ def test_fewer_texts_of_every_class_than_it_takes_are_left_to_the_rows(
     assert (fitted().second_opinion_ is not None) == there
 
 
-def test_more_classes_than_it_is_for_are_left_to_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbtune.deep, "MOST_CLASSES", 1)
-    assert fitted().second_opinion_ is None
-
-
 def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many texts each tuning is given, as it goes."""
     found: list[int] = []
-    tune = verbtune.deep.tune
+    learn = verbtune.deep._Pupil.opinion
     monkeypatch.setattr(
-        verbtune.deep,
-        "tune",
-        lambda parts, loss, lengths, **k: found.append(len(lengths)) or tune(parts, loss, lengths, **k),
+        verbtune.deep._Pupil,
+        "opinion",
+        lambda pupil, inside, after=None: found.append(len(inside)) or learn(pupil, inside, after),
     )
     return found
 
@@ -371,6 +371,79 @@ def test_texts_that_the_rows_could_not_hold_out_are_always_learned(monkeypatch: 
     assert len(calibration.right) + len(calibration.wrong) == len(index)
 
 
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two classes are many."""
+    monkeypatch.setattr(verbtune.deep, "MANY_CLASSES", 1)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+@pytest.mark.parametrize("words", [TONE["verbalizer"], {"negative": ["dreadful"], "positive": ["not bad at all"]}])
+def test_of_many_classes_rows_read_the_text_behind_the_deep_prompt(
+    architecture: str, words: dict[str, list[str]], many: None, tmp_path: Path
+) -> None:
+    clf = PromptClassifier(TONE | {"verbalizer": words}, model=tiny(architecture)).fit(SENTENCES * 2, LABELS * 2)
+    opinion = clf.second_opinion_
+    assert opinion is not None
+    assert opinion.rows is not None
+    assert opinion.weight == 0
+    rows = [{"text": text} for text in ["Good.", "Not a film."]]
+    first = clf.verbalizer_(*clf.compiled_.infer(rows)).detach().double().numpy()
+    _, states = clf.compiled_.infer(rows, deep=opinion.deep)
+    text = states[:, clf.compiled_.backbone.width :]
+    second = (text @ opinion.rows.T).double().numpy() + opinion.bias
+    np.testing.assert_allclose(clf.class_scores([row["text"] for row in rows]), first + second, rtol=1e-4, atol=1e-4)
+    n_rows = sum(p.numel() for p in clf.verbalizer_.parameters())
+    assert clf.trained_parameters_ == n_rows + opinion.deep.numel() + 2 + 2 * text.shape[1]
+    clf.save_pretrained(tmp_path / "tone")
+    again = PromptClassifier.from_pretrained(tmp_path / "tone", model=tiny(architecture))
+    np.testing.assert_array_equal(again.predict_proba(SENTENCES), clf.predict_proba(SENTENCES))
+
+
+def test_of_many_classes_one_fold_is_held_out_and_its_tuning_goes_on_with_all_texts(
+    many: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
+    steps, tune = [], verbtune.deep.tune
+
+    def watched(parts: Any, *arguments: Any, **options: Any) -> Any:
+        before = parts.deep.theta.norm().item()
+        history = tune(parts, *arguments, **options)
+        steps.append((len(history.steps) - 1, before, parts.deep.theta.norm().item()))
+        return history
+
+    monkeypatch.setattr(verbtune.deep, "tune", watched)
+    opinion_of(np.zeros((len(y), 2)), y)
+    assert sizes == [len(y) - len(y) // FOLDS, len(y)]
+    (first, start, end), (second, onward, _) = steps
+    assert (first, second) == (verbtune.deep.STEPS_OF_MANY_CLASSES, verbtune.deep.STEPS_ON)
+    assert start == 0
+    assert onward == pytest.approx(end, rel=0.01)  # as saved, in float16
+
+
+def test_texts_of_many_classes_are_drawn_apart(many: None) -> None:
+    """Those of a class are nearer to each other behind the deep prompt than without it."""
+    made, y = compiled("bert"), np.arange(len(ROWS) * 4) % len(ROWS) % 2
+    _, opinion, _ = opinion_of(np.zeros((len(y), 2)), y)
+
+    def apart(deep: Tensor | None) -> float:
+        _, states = made.infer(ROWS, deep=deep)
+        text = states[:, made.backbone.width :].double().numpy()
+        means = [text[y[: len(ROWS)] == c].mean(axis=0) for c in (0, 1)]
+        within = np.mean([np.linalg.norm(t - means[c]) for t, c in zip(text, y, strict=False)])
+        return float(np.linalg.norm(means[0] - means[1]) / within)
+
+    assert apart(opinion.deep) > 2 * apart(None)
+
+
+def test_classes_of_one_text_are_among_many(many: None) -> None:
+    y = np.array([0, 0, 0, 0, *[1] * 5, 2, 3])
+    texts = [row["text"] for row in ROWS + ROWS][: len(y)]
+    task = TONE | {"verbalizer": {name: [name] for name in ("bad", "film", "good", "music")}}
+    clf = PromptClassifier(task, model=tiny("bert")).fit(texts, y)
+    assert np.isfinite(clf.predict_proba(texts)).all()
+
+
 def test_an_lm_that_takes_none_learns_its_rows_and_says_so() -> None:
     with pytest.warns(UserWarning, match="takes no deep prompt.*only the rows are learned"):
         clf = fitted("deberta-v2")
@@ -381,11 +454,12 @@ def test_an_lm_that_takes_none_learns_its_rows_and_says_so() -> None:
 @pytest.mark.parametrize("at", ["the first fold", "the last tuning"])
 def test_an_interrupted_tuning_leaves_the_rows(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = fitted(steps=0)
-    tune = verbtune.deep.tune
+    tune, calls = verbtune.deep.tune, []
 
-    def stopped(parts: Any, loss: Any, lengths: Any, **options: Any) -> Any:
-        history = tune(parts, loss, lengths, **options | {"steps": 2})
-        history.interrupted = at == "the first fold" or len(lengths) == len(SENTENCES)
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        calls.append(len(calls))
+        history = tune(*arguments, **options | {"steps": 2})
+        history.interrupted = at == "the first fold" or len(calls) > FOLDS
         return history
 
     monkeypatch.setattr(verbtune.deep, "tune", stopped)

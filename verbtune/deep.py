@@ -46,6 +46,7 @@ FEW = 12  # texts; of fewer, those held out say how far what was learned is beli
 MANY = 256  # texts; of more, one fold tells enough, and there are twice as many steps
 MANY_CLASSES = 50  # label words of more tell little, and the steps take minutes
 STEPS_OF_MANY_CLASSES = 60
+STEPS_ON = 30  # with all texts, from what was tuned with some of them
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
 SHARE = 1.0  # of the second opinion for each of the rows', when both are equally sure
 
@@ -172,12 +173,10 @@ def second_opinion(
     except BackboneError as error:
         warnings.warn(f"{error}; only the rows are learned", stacklevel=3)
         return none
-    many_classes = len(against) > MANY_CLASSES
     verbalizer = Verbalizer(compiled.words, backbone.state_width, aggregate=aggregate).to(backbone.device)
     pupil = _Pupil(compiled, examples, y, weight, verbalizer, start, against, center, seed, progress)
-    opinion_of = pupil.of_states if many_classes else pupil.of_words
     if held_out.in_turn:
-        one_fold = many_classes or len(y) > MANY
+        one_fold = pupil.many_classes or len(y) > MANY
         folds = [told[outside] for outside in in_folds(y[told], FOLDS, seed)][: 1 if one_fold else None]
     else:
         folds = [held_out.index]
@@ -185,9 +184,9 @@ def second_opinion(
     rows[held_out.index] = held_out.scores
     try:
         for outside in folds:
-            opinion, _ = opinion_of(np.setdiff1d(np.arange(len(y)), outside))
+            opinion, _ = pupil.opinion(np.setdiff1d(np.arange(len(y)), outside))
             second[outside] = pupil.scores(opinion, outside)
-        opinion, history = opinion_of(np.arange(len(y)))
+        opinion, history = pupil.opinion(np.arange(len(y)), after=opinion)
     except _Interrupted:
         warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=3)
         return Judged(None, first, History(interrupted=True))
@@ -222,8 +221,16 @@ class _Pupil:
     seed: int
     progress: bool
 
-    def of_words(self, inside: NDArray[np.intp]) -> tuple[SecondOpinion, History]:
-        """From texts of the given indices, by cross-entropy of the label words' class scores."""
+    @property
+    def many_classes(self) -> bool:
+        return len(self.against) > MANY_CLASSES
+
+    def opinion(self, inside: NDArray[np.intp], after: SecondOpinion | None = None) -> tuple[SecondOpinion, History]:
+        """What is learned from texts of the given indices, where many classes go on from an opinion of fewer texts."""
+        return self._of_states(inside, after) if self.many_classes else self._of_words(inside)
+
+    def _of_words(self, inside: NDArray[np.intp]) -> tuple[SecondOpinion, History]:
+        """By cross-entropy of the label words' class scores."""
         parts = _Parts(self.start, self.against).to(self.compiled.backbone.device)
 
         def loss(words: Tensor, _: Tensor, targets: Tensor) -> Tensor:
@@ -234,17 +241,20 @@ class _Pupil:
         history = self._tune(parts, self.compiled.by_beginnings, loss, inside, batches, steps)
         return SecondOpinion(parts.deep().detach().half(), parts.bias.detach().double().cpu().numpy(), 1.0), history
 
-    def of_states(self, inside: NDArray[np.intp]) -> tuple[SecondOpinion, History]:
-        """From texts of the given indices, by contrast of their mean states, to which rows are then fitted."""
+    def _of_states(self, inside: NDArray[np.intp], after: SecondOpinion | None) -> tuple[SecondOpinion, History]:
+        """By contrast of the texts' mean states, to which rows are then fitted."""
         backbone, asked = self.compiled.backbone, self.compiled.for_states
         parts = _Parts(self.start, self.against).to(backbone.device)
+        if after is not None:
+            parts.deep.go_to(after.deep)
         center = torch.tensor(self.center, dtype=torch.float32, device=backbone.device)  # (S,)
 
         def loss(_: Tensor, states: Tensor, targets: Tensor) -> Tensor:
             return contrast((states - center)[:, backbone.width :], targets)  # (B,)
 
         batches = in_groups(self.y[inside], self.seed)
-        history = self._tune(parts, asked, loss, inside, batches, STEPS_OF_MANY_CLASSES)
+        steps = STEPS_OF_MANY_CLASSES if after is None else STEPS_ON
+        history = self._tune(parts, asked, loss, inside, batches, steps)
         deep = parts.deep().detach().half()
         _, states = self._heard(asked, deep, inside)
         read = states[:, backbone.width :].double().cpu().numpy()  # (N, H)

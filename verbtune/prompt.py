@@ -130,6 +130,11 @@ class DeepPrompt(nn.Module):
         together: Tensor = (self.start + self.scale * self.theta)[None]
         return together
 
+    def go_to(self, deep: Tensor) -> None:
+        """Become a deep prompt (1, L, 2, A, D + 2, E) that was tuned from the same start."""
+        with torch.no_grad():
+            self.theta.copy_((deep[0] - self.start) / self.scale)
+
 
 def from_vocabulary(embeddings: Tensor, n: int, *, exclude: Sequence[int], generator: torch.Generator) -> Tensor:
     """`n` real token embeddings, drawn without the special ones; shape (n, H)."""
