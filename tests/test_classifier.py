@@ -28,6 +28,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 import verbtune.classifier
+import verbtune.rows
 from verbtune import Backbone, PromptClassifier, Task, TaskError
 from verbtune.compiled import compile_task
 from verbtune.data import DataError
@@ -119,6 +120,30 @@ def test_scikit_learn_says_it_is_a_classifier(estimator: Any, check: Callable[[A
 
 
 # -- scikit-learn's contracts, with texts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+@pytest.mark.parametrize("words", [["bad", "not bad at all"], ["dreadful", "not bad at all"]])
+def test_rows_that_do_without_costly_words_are_fitted_without_them(
+    architecture: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = TONE.to_dict() | {"verbalizer": dict(zip(("negative", "positive"), words, strict=True))}
+    monkeypatch.setattr(verbtune.rows, "FEW_CLASSES", 1)
+    monkeypatch.setattr(verbtune.rows, "ENOUGH_OF_MANY", 1)
+    passes: list[int] = []
+    infer = Backbone.infer
+    monkeypatch.setattr(
+        Backbone, "infer", lambda lm, examples, words, *a, **k: passes.append(words.longest) or infer(
+            lm, examples, words, *a, **k
+        )
+    )  # fmt: skip
+    clf = PromptClassifier(task, model=tiny(architecture), steps=0).fit(SENTENCES, LABELS)
+    assert not clf.verbalizer_.hears_words
+    n = 1 if architecture == "gpt2" else min(map(len, clf.compiled_.words.pieces))
+    assert passes == ([1, n] if n > 1 else [1])
+    monkeypatch.setattr(verbtune.classifier, "leaves_out_words", lambda *_: False)
+    plain = PromptClassifier(task, model=tiny(architecture), steps=0).fit(SENTENCES, LABELS)
+    np.testing.assert_allclose(clf.predict_proba(TEXTS), plain.predict_proba(TEXTS), rtol=1e-4)
 
 
 def test_clones_share_the_language_model() -> None:

@@ -221,6 +221,13 @@ def test_saved_and_read_back_it_says_the_same(architecture: str, tmp_path: Path)
     assert again.trained_parameters_ == clf.trained_parameters_
 
 
+def test_texts_that_were_held_out_once_may_be_few_of_each_class() -> None:
+    y = np.arange(len(ROWS) * 4) % 2
+    index = np.array([0, 1])
+    *_, calibration = opinion_of(np.zeros((len(y), 2)), y, index, in_turn=False)
+    assert len(calibration.right) + len(calibration.wrong) == 2
+
+
 def test_one_seed_is_one_opinion() -> None:
     one, same, other = (fitted(random_state=seed).predict_proba(SENTENCES) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)

@@ -124,6 +124,12 @@ def test_of_many_classes_the_pull_is_the_weaker_the_more_texts_a_class_has(per_c
     assert reading.word_scale == (UNCHOSEN_OF_MANY if per_class == 1 else OF_MANY)[0]
 
 
+@pytest.mark.parametrize(("per_class", "costly", "heard"), [(7, True, True), (8, True, False), (8, False, True)])
+def test_enough_texts_of_many_classes_do_without_costly_words(per_class: int, costly: bool, heard: bool) -> None:
+    reading, *_ = choose_reading(*many_classes(per_class, answer=0, text=3), split=20, seed=0, costly_words=costly)
+    assert (reading.word_scale > 0) == heard
+
+
 def test_costly_words_that_mislead_are_not_heard() -> None:
     base, states, y, weight = problem(text=3)
     base[np.arange(60), np.random.default_rng(5).integers(0, 2, 60)] += 20

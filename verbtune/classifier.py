@@ -33,7 +33,7 @@ from .encode import Example
 from .parameters import ParameterError, check_parameters
 from .plots import draw_history
 from .prompt import SoftPrompt, from_labels, from_random, from_vocabulary
-from .rows import HeldOut, choose_reading, fit_rows
+from .rows import HeldOut, choose_reading, fit_rows, leaves_out_words
 from .task import Task
 from .text_cache import TextCache, frozen_length
 from .tuning import History, in_rounds, tune
@@ -99,9 +99,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     What is learned are a row for every class, which starts at the manual prompt, and a prompt. The rows are fitted with
     the prompt as it is; then a deep prompt is tuned as a second opinion beside the rows: for every layer keys and
-    values before those of the text, and a factor and a shift for the text's own. Cross-validation inside the training
-    texts says what the rows read, how far they leave the manual prompt, how much the second opinion weighs, and at
-    which temperature scores become probabilities.
+    values before those of the text, and a factor and a shift for the text's own. It is tuned for the label words, or
+    for more than 50 classes by contrast of their texts, whose states further rows read. Cross-validation inside the
+    training texts says what the rows read, how far they leave the manual prompt, how much the second opinion weighs,
+    and at which temperature scores become probabilities.
 
     Parameters
     ----------
@@ -706,10 +707,20 @@ def _fit_rows(
 ) -> _Fitted:
     """Set the verbalizer's rows to the best ones for the prompt as it starts."""
     backbone = compiled.backbone
+    costly = compiled.words.longest > 1
     with torch.no_grad():
         vectors = None if prompt is None else prompt()
-        words, states = backbone.infer(texts.examples, compiled.words, vectors, n_prefix=compiled.layout.n_prefix)
-        scores = verbalizer.cpu()(words, states).double().numpy()  # (N, C): rows are zero as yet
+
+        def heard(asked: CompiledTask) -> tuple[Tensor, Tensor]:
+            return backbone.infer(texts.examples, asked.words, vectors, n_prefix=compiled.layout.n_prefix)
+
+        if costly and leaves_out_words(verbalizer.n_classes, len(texts)):
+            words, states = heard(compiled.by_beginnings)
+            if compiled.for_states.words.longest > 1:
+                _, states = heard(compiled.for_states)
+        else:
+            words, states = heard(compiled)
+        scores = verbalizer.cpu().of_words(words).double().numpy()  # (N, C)
     y, weight, read = texts.codes, texts.weights, states.double().numpy()
     against = batch(scores).bias
     manual = scores + against
@@ -722,7 +733,7 @@ def _fit_rows(
             weight,
             split=backbone.width,
             seed=seed,
-            costly_words=compiled.words.longest > 1,
+            costly_words=costly,
         )
         rows, bias = fit_rows(reading.word_scale * manual, reading.features(read), y, weight, strength=reading.strength)
     found = {

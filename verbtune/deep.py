@@ -163,7 +163,7 @@ def second_opinion(
     """
     none = Judged(None, first, History())
     told = np.sort(held_out.index)
-    if not len(told) or np.bincount(y[told]).max() < FOLDS:
+    if not len(told) or (held_out.in_turn and np.bincount(y[told]).max() < FOLDS):
         return none
     backbone = compiled.backbone
     generator = torch.Generator().manual_seed(seed)

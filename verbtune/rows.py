@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from .calibration import Calibration, temperature
 
-__all__ = ["HeldOut", "Reading", "choose_reading", "fit_rows", "fit_without_words", "in_folds"]
+__all__ = ["HeldOut", "Reading", "choose_reading", "fit_rows", "fit_without_words", "in_folds", "leaves_out_words"]
 
 Array = NDArray[np.float64]
 
@@ -30,6 +30,7 @@ WITHOUT_WORDS = (0.0, 0.25)
 UNCHOSEN = (1.0, 0.25)  # where no two classes have two texts
 FEW_CLASSES = 10  # of more, rows that are judged while they have seen a quarter less ask for too strong a pull
 OF_MANY = (0.5, 0.25)  # its word scale, and its strength where a class has one text; where it has n, an n-th
+ENOUGH_OF_MANY = 8  # texts of a class, on average, from which on costly label words of many gain nothing
 LEAST_STRENGTH = 0.01
 SHARES_OF_MANY = (SHARES, (0.0, 1.0))  # whether the state at the answer tells many classes apart depends on the LM
 UNCHOSEN_OF_MANY = (1.0, 0.05)
@@ -174,7 +175,8 @@ def choose_reading(
     """What to read: the likeliest by texts held out in turn, less `STEP` for every nearer reading passed over.
 
     Each reading is judged at its own best temperature. Of more than `FEW_CLASSES` only the shares of the two states
-    are chosen, and the strength follows from how many texts a class has.
+    are chosen, and the strength follows from how many texts a class has; with enough of them, words that cost passes
+    of their own are left out.
 
     Parameters
     ----------
@@ -188,7 +190,7 @@ def choose_reading(
         Decides the folds, and which texts are used if there are many.
     costly_words : bool
         Whether label words cost passes of their own: then leaving them out, which saves these, is a candidate for
-        few classes.
+        few classes, and what is done for many (`leaves_out_words`).
 
     Returns
     -------
@@ -229,8 +231,9 @@ def choose_reading(
     if few_classes:
         readings = [reading(*candidate) for candidate in (*CANDIDATES, *([WITHOUT_WORDS] if costly_words else []))]
     else:
+        scale = 0.0 if costly_words and leaves_out_words(base.shape[1], len(y)) else OF_MANY[0]
         strength = _strength_of_many(base.shape[1], len(y))
-        readings = [reading(OF_MANY[0], strength, shares) for shares in SHARES_OF_MANY]
+        readings = [reading(scale, strength, shares) for shares in SHARES_OF_MANY]
     found = [held_out(tried) for tried in readings]
     best = max(range(len(found)), key=lambda i: found[i][0] - STEP * i)
     _, calibration, scores = found[best]
@@ -238,6 +241,11 @@ def choose_reading(
     if many:
         return readings[best], *_held_out_once(base, states, y, weight, readings[best], seed)
     return readings[best], calibration.tried_on(scores, y[several]), HeldOut(several, scores)
+
+
+def leaves_out_words(n_classes: int, n: int) -> bool:
+    """Whether rows of so many classes, of which there are so many texts, do without label words that cost passes."""
+    return n_classes > FEW_CLASSES and n >= ENOUGH_OF_MANY * n_classes
 
 
 def in_folds(y: NDArray[np.intp], n: int, seed: int) -> list[NDArray[np.intp]]:
