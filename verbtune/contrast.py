@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -43,13 +43,15 @@ def contrast(points: Tensor, targets: Tensor) -> Tensor:
     return loss
 
 
-def in_groups(y: NDArray[np.intp], seed: int) -> Iterator[list[int]]:
-    """Endless batches of indices: texts of some classes, drawn anew each time.
+def in_groups(y: NDArray[np.intp], lengths: Sequence[int], seed: int) -> Iterator[list[int]]:
+    """Endless batches of indices: texts of some classes, drawn anew each time, the shortest first.
 
     Parameters
     ----------
     y : ndarray of shape (N,)
         Classes as indices.
+    lengths : sequence of int, length N
+        Tokens of each text.
     seed : int
         Decides the classes and their texts.
     """
@@ -58,4 +60,4 @@ def in_groups(y: NDArray[np.intp], seed: int) -> Iterator[list[int]]:
     while True:
         chosen = generator.choice(len(members), min(CLASSES, len(members)), replace=False)
         drawn = [generator.choice(members[c], min(TEXTS, len(members[c])), replace=False) for c in chosen]
-        yield [int(i) for i in np.concatenate(drawn)]
+        yield sorted((int(i) for i in np.concatenate(drawn)), key=lengths.__getitem__)

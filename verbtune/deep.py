@@ -174,7 +174,8 @@ def second_opinion(
         warnings.warn(f"{error}; only the rows are learned", stacklevel=3)
         return none
     verbalizer = Verbalizer(compiled.words, backbone.state_width, aggregate=aggregate).to(backbone.device)
-    pupil = _Pupil(compiled, examples, y, weight, verbalizer, start, against, center, seed, progress)
+    cropped = [example.cropped(MOST_TOKENS) for example in examples]
+    pupil = _Pupil(compiled, examples, cropped, y, weight, verbalizer, start, against, center, seed, progress)
     if held_out.in_turn:
         one_fold = pupil.many_classes or len(y) > MANY
         folds = [told[outside] for outside in in_folds(y[told], FOLDS, seed)][: 1 if one_fold else None]
@@ -212,6 +213,7 @@ class _Pupil:
 
     compiled: CompiledTask
     examples: Sequence[Example]
+    cropped: Sequence[Example]
     y: NDArray[np.intp]
     weight: Array
     verbalizer: Verbalizer
@@ -236,7 +238,7 @@ class _Pupil:
         def loss(words: Tensor, _: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(self.verbalizer.of_words(words) + parts.bias, targets, reduction="none")  # (B,)
 
-        batches = in_rounds([len(self._cropped(i).ids) for i in inside], BATCH_SIZE, self.seed)
+        batches = in_rounds(self._lengths(inside), BATCH_SIZE, self.seed)
         steps = _steps(len(inside)) * (2 if len(self.y) > MANY else 1)
         history = self._tune(parts, self.compiled.by_beginnings, loss, inside, batches, steps)
         return SecondOpinion(parts.deep().detach().half(), parts.bias.detach().double().cpu().numpy(), 1.0), history
@@ -252,7 +254,7 @@ class _Pupil:
         def loss(_: Tensor, states: Tensor, targets: Tensor) -> Tensor:
             return contrast((states - center)[:, backbone.width :], targets)  # (B,)
 
-        batches = in_groups(self.y[inside], self.seed)
+        batches = in_groups(self.y[inside], self._lengths(inside), self.seed)
         steps = STEPS_OF_MANY_CLASSES if after is None else STEPS_ON
         history = self._tune(parts, asked, loss, inside, batches, steps)
         deep = parts.deep().detach().half()
@@ -284,12 +286,17 @@ class _Pupil:
         device = asked.backbone.device
         targets = torch.tensor(self.y[inside], device=device)  # (N,)
         weights = torch.tensor(self.weight[inside], dtype=torch.float32, device=device)  # (N,)
-        texts = [self._cropped(i) for i in inside]
+        texts = [self.cropped[i] for i in inside]
 
         def mean_loss(index: Sequence[int], _: Tensor | None) -> Tensor:
-            at = list(index)
-            found = asked.backbone.word_scores([texts[i] for i in at], asked.words, deep=parts.deep())
-            return (loss(*found, targets[at]) * weights[at]).mean()
+            at, deep = list(index), parts.deep()
+            # In parts, so that short texts are not padded to the longest one.
+            found = [
+                asked.backbone.word_scores([texts[i] for i in at[start : start + BATCH_SIZE]], asked.words, deep=deep)
+                for start in range(0, len(at), BATCH_SIZE)
+            ]
+            words, states = (torch.cat(part) for part in zip(*found, strict=True))
+            return (loss(words, states, targets[at]) * weights[at]).mean()
 
         history = tune(
             parts,
@@ -307,8 +314,8 @@ class _Pupil:
             raise _Interrupted
         return history
 
-    def _cropped(self, i: int) -> Example:
-        return self.examples[i].cropped(MOST_TOKENS)
+    def _lengths(self, index: NDArray[np.intp]) -> list[int]:
+        return [len(self.cropped[i].ids) for i in index]
 
 
 def _steps(n: int) -> int:
@@ -316,16 +323,16 @@ def _steps(n: int) -> int:
 
 
 def _together(
-    rows: Array, words: Array, y: NDArray[np.intp], weight: Array, first: Calibration
+    rows: Array, heard: Array, y: NDArray[np.intp], weight: Array, first: Calibration
 ) -> tuple[float, Calibration]:
-    """The weight of the label words' class scores (N, C) beside those of the rows (N, C), and a calibration of the sum.
+    """The weight of class scores (N, C) heard beside those of the rows (N, C), and a calibration of the sum.
 
-    The sum is a mean of both opinions, each at its own temperature: words that tell held-out texts little get a high
-    one, and so a low weight. Few texts leave the words' share at `SHARE`, and the mean as sure as it is: that both
-    agree is little more than what one of them says.
+    The sum is a mean of both opinions, each at its own temperature: one that tells held-out texts little gets a high
+    one, and so a low weight. Few texts leave the second one's share at `SHARE`, and the mean as sure as it is: that
+    both agree is little more than what one of them says.
     """
-    second = temperature(words, y, sample_weight=weight)
-    opinions = first.apply(rows), second.apply(words)
+    second = temperature(heard, y, sample_weight=weight)
+    opinions = first.apply(rows), second.apply(heard)
 
     def loss(logs: Array) -> float:
         share, sharpness = np.exp(logs) * (SHARE, 1.0)
@@ -337,7 +344,7 @@ def _together(
     share, sharpness = np.exp(logs) * (SHARE, 1.0)
     beside = float(share * first.temperature / second.temperature)
     calibration = Calibration(float((1 + share) / sharpness * first.temperature), np.zeros(rows.shape[1]))
-    return beside, calibration.tried_on(rows + beside * words, y)
+    return beside, calibration.tried_on(rows + beside * heard, y)
 
 
 def _belief(learned: Array, manual: Array, y: NDArray[np.intp], weight: Array) -> float:
