@@ -715,9 +715,10 @@ def _fit_rows(
             return backbone.infer(texts.examples, asked.words, vectors, n_prefix=compiled.layout.n_prefix)
 
         if costly and leaves_out_words(verbalizer.n_classes, len(texts)):
-            words, states = heard(compiled.by_beginnings)
-            if compiled.for_states.words.longest > 1:
-                _, states = heard(compiled.for_states)
+            one_pass = compiled.by_beginnings.words.longest == compiled.for_states.words.longest == 1
+            words, states = heard(compiled.by_beginnings if one_pass else compiled.for_states)
+            if not one_pass:  # by which calibrating the manual prompt would cost more than it helps
+                words = torch.zeros(len(texts), len(compiled.words.words))
         else:
             words, states = heard(compiled)
         scores = verbalizer.cpu().of_words(words).double().numpy()  # (N, C)
