@@ -53,7 +53,7 @@ REPORTED = (
     *("sst5", "pt_sentiment_multi", "pt_tweet_sentiment", "support_intent", "intencao", "sentimento"),
 )
 BUNDLED = ("sentiment", "support_intent", "intencao", "sentimento")
-MANY_CLASSES = ("banking77", "clinc150")  # trained methods take hours there, and the default is rows only: not run
+MANY_CLASSES = ("banking77", "clinc150")  # methods that train take hours there: not run
 RATE_SETS = ("sst2", "trec6")
 RATE_SEED = 7
 STEPS = 100

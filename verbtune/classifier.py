@@ -717,7 +717,7 @@ def _fit_rows(
         if costly and leaves_out_words(verbalizer.n_classes, len(texts)):
             one_pass = compiled.by_beginnings.words.longest == compiled.for_states.words.longest == 1
             words, states = heard(compiled.by_beginnings if one_pass else compiled.for_states)
-            if not one_pass:  # by which calibrating the manual prompt would cost more than it helps
+            if not one_pass:  # the tuning of label words starts uncalibrated, which is not worth the passes
                 words = torch.zeros(len(texts), len(compiled.words.words))
         else:
             words, states = heard(compiled)
