@@ -343,7 +343,7 @@ def run(
         records = measure(
             [name],
             model,
-            [method for method in methods or every if method != ROWS_ONLY or name not in MANY_CLASSES],
+            methods or every,
             data=data,
             work=work / f"accuracy-{group}-{slug}",
             shots=shots,
@@ -387,9 +387,7 @@ def written() -> str:
 def measured(group: str, kind: str) -> list[dict[str, Any]]:
     """The records of a group."""
     path = RECORDS / f"accuracy-{group}-builtin-{kind}.json"
-    records = json.loads(path.read_text("utf-8")) if path.is_file() else []
-    many = [r for r in records if r["task"] in MANY_CLASSES and r["method"] == "verbtune"]
-    return records + [r | {"method": ROWS_ONLY} for r in many]
+    return json.loads(path.read_text("utf-8")) if path.is_file() else []
 
 
 def block(name: str) -> str:
