@@ -130,6 +130,13 @@ def test_enough_texts_of_many_classes_do_without_costly_words(per_class: int, co
     assert (reading.word_scale > 0) == heard
 
 
+def test_costly_words_of_many_classes_are_left_out_where_nothing_can_be_chosen_as_well() -> None:
+    base, states, _, weight = many_classes(8, answer=0, text=3)
+    y = np.array([*range(11), *[11] * 85])  # no two classes have two texts
+    reading, *_ = choose_reading(base, states, y, weight, split=20, seed=0, costly_words=True)
+    assert reading.word_scale == 0
+
+
 def test_costly_words_that_mislead_are_not_heard() -> None:
     base, states, y, weight = problem(text=3)
     base[np.arange(60), np.random.default_rng(5).integers(0, 2, 60)] += 20

@@ -180,6 +180,8 @@ def read(folder: Path) -> Artifact:
             safetensors.torch.load(files[name]) if name in files else {} for name in (DEEP_FILE, VERBALIZER_FILE)
         )
         peft = json.loads(files[PEFT_FILE]) if PEFT_FILE in files else None
+        if second and "deep_prompt" not in second:
+            raise ValueError(f"{DEEP_FILE} has no deep_prompt")
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder}: damaged ({error}); save the classifier again") from None
     for name, tensor in (("prompt", prompt), *second.items(), *verbalizer.items()):

@@ -203,10 +203,11 @@ def choose_reading(
     """
     center = states.mean(axis=0)
     sizes = (split, states.shape[1] - split)
+    left_out = costly_words and leaves_out_words(base.shape[1], len(y))
     spread = [_spread(part) for part in np.split(states, [split], axis=1)]
 
     def reading(scale: float, strength: float, shares: tuple[float, float] = SHARES) -> Reading:
-        return Reading(scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
+        return Reading(0.0 if left_out else scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
 
     few_classes = base.shape[1] <= FEW_CLASSES
     chosen = _of_all_classes(y, min(len(y), MOST_CHOOSING), seed)
@@ -231,9 +232,8 @@ def choose_reading(
     if few_classes:
         readings = [reading(*candidate) for candidate in (*CANDIDATES, *([WITHOUT_WORDS] if costly_words else []))]
     else:
-        scale = 0.0 if costly_words and leaves_out_words(base.shape[1], len(y)) else OF_MANY[0]
         strength = _strength_of_many(base.shape[1], len(y))
-        readings = [reading(scale, strength, shares) for shares in SHARES_OF_MANY]
+        readings = [reading(OF_MANY[0], strength, shares) for shares in SHARES_OF_MANY]
     found = [held_out(tried) for tried in readings]
     best = max(range(len(found)), key=lambda i: found[i][0] - STEP * i)
     _, calibration, scores = found[best]

@@ -27,7 +27,7 @@ class Step:
     step : int
         0 is the state before training.
     loss : float
-        Mean cross-entropy of the step's batch, in nats; NaN at step 0.
+        Of the step's batch, in nats; NaN at step 0.
     learning_rate : float
     gradient_norms : list of float
         Norm of the loss's gradient at each of the P prompt vectors.
