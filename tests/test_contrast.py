@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verbtune.contrast import CLASSES, TEMPERATURE, TEXTS, contrast, in_groups
+from verbtune.contrast import TEMPERATURE, contrast, in_groups
 
 
 def slowly(points: torch.Tensor, y: list[int]) -> list[float]:
@@ -49,23 +49,27 @@ def test_the_gradient_is_finite(y: list[int]) -> None:
     assert torch.isfinite(points.grad).all()
 
 
-@given(y=st.lists(st.integers(0, 40), min_size=1, max_size=80), seed=st.integers(0, 9))
-def test_a_batch_is_some_texts_of_some_classes(y: list[int], seed: int) -> None:
+@given(
+    y=st.lists(st.integers(0, 40), min_size=1, max_size=80), size=st.sampled_from([2, 8, 32]), seed=st.integers(0, 9)
+)
+def test_a_batch_is_some_texts_of_some_classes(y: list[int], size: int, seed: int) -> None:
     codes = np.array(y)
     lengths = [7 * i % 11 for i in range(len(y))]
-    batches = in_groups(codes, lengths, seed)
-    again = in_groups(codes, lengths, seed)
+    batches = in_groups(codes, lengths, size, seed)
+    again = in_groups(codes, lengths, size, seed)
     for _ in range(3):
         batch = next(batches)
         assert batch == next(again)
         assert len(set(batch)) == len(batch)
         assert [lengths[i] for i in batch] == sorted(lengths[i] for i in batch)
         met = {c: sum(y[i] == c for i in batch) for c in {y[i] for i in batch}}
-        assert len(met) == min(CLASSES, len(set(y)))
-        assert all(n == min(TEXTS, y.count(c)) for c, n in met.items())
+        n = max(2, size // len(set(y)))
+        assert len(met) == min(size // n, len(set(y)))
+        assert all(found == min(n, y.count(c)) for c, found in met.items())
+        assert len(batch) <= size
 
 
 def test_every_text_comes_in_the_end() -> None:
     y = np.arange(90) % 30
-    batches = in_groups(y, [1] * 90, 0)
+    batches = in_groups(y, [1] * 90, 32, 0)
     assert {i for _ in range(60) for i in next(batches)} == set(range(90))

@@ -194,21 +194,24 @@ def fitted(architecture: str = "bert", **options: Any) -> PromptClassifier:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_both_opinions_are_added(architecture: str) -> None:
+def test_all_opinions_are_added(architecture: str) -> None:
     clf = fitted(architecture)
     opinion = clf.second_opinion_
     assert opinion is not None
     rows = [{"text": text} for text in SENTENCES]
     first = clf.verbalizer_(*clf.compiled_.infer(rows, clf.prompt_)).detach().double().numpy()
-    words, states = clf.compiled_.infer(rows, clf.prompt_, deep=opinion.deep)  # of one piece each
-    second = Verbalizer(clf.compiled_.words, states.shape[1])(words, states).double().numpy()
+    behind = [clf.compiled_.infer(rows, deep=deep) for deep in opinion.deep.split(1)]  # words of one piece each
+    (words, states), (_, others) = behind
+    heard = Verbalizer(clf.compiled_.words, states.shape[1])(words, states).double().numpy()
+    read = (others[:, clf.compiled_.backbone.width :] @ opinion.rows.T).double().numpy()
     np.testing.assert_allclose(
-        clf.class_scores(SENTENCES), first + opinion.weight * second + opinion.bias, rtol=1e-5, atol=1e-5
+        clf.class_scores(SENTENCES), first + opinion.weight * heard + read + opinion.bias, rtol=1e-5, atol=1e-5
     )
+    assert (opinion.deep[0] - opinion.deep[1]).abs().max() > 0.01
     assert len(clf.history_.steps) == 2 * len(SENTENCES) + 1
     assert clf.history_.steps[-1].loss < clf.history_.steps[1].loss
     n_rows = sum(p.numel() for p in clf.verbalizer_.parameters())
-    assert clf.trained_parameters_ == n_rows + opinion.deep.numel() + 2
+    assert clf.trained_parameters_ == n_rows + opinion.deep.numel() + opinion.rows.numel() + 2
     assert opinion.deep.shape[4] == LENGTH + 2
 
 
@@ -261,7 +264,7 @@ def opinion_of(
 def added(made: CompiledTask, opinion: SecondOpinion) -> np.ndarray:
     """What the opinion adds for `ROWS`, four times over."""
     verbalizer = Verbalizer(made.words, made.backbone.state_width)
-    return opinion.scores(verbalizer, *opinion.asked(made).infer(ROWS * 4, deep=opinion.deep))
+    return opinion.scores(verbalizer, [asked.infer(ROWS * 4, deep=deep) for deep, asked in opinion.asked(made)])
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
@@ -331,11 +334,11 @@ def test_fewer_texts_of_every_class_than_it_takes_are_left_to_the_rows(
 def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many texts each tuning is given, as it goes."""
     found: list[int] = []
-    learn = verbtune.deep._Pupil.opinion
+    learn = verbtune.deep._Pupil.by_states
     monkeypatch.setattr(
         verbtune.deep._Pupil,
-        "opinion",
-        lambda pupil, inside, after=None: found.append(len(inside)) or learn(pupil, inside, after),
+        "by_states",
+        lambda pupil, inside, before=None: found.append(len(inside)) or learn(pupil, inside, before),
     )
     return found
 
@@ -348,7 +351,7 @@ def test_few_texts_are_held_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_of_more_texts_one_fold_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbtune.deep, "MANY", 35)
+    monkeypatch.setattr(verbtune.deep, "ONE_FOLD", 35)
     sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
     *_, calibration = opinion_of(np.zeros((len(y), 2)), y)
     assert sizes == [len(y) - len(y) // FOLDS, len(y)]
@@ -392,7 +395,6 @@ def test_of_many_classes_rows_read_the_text_behind_the_deep_prompt(
     clf = PromptClassifier(TONE | {"verbalizer": words}, model=tiny(architecture)).fit(SENTENCES * 2, LABELS * 2)
     opinion = clf.second_opinion_
     assert opinion is not None
-    assert opinion.rows is not None
     assert opinion.weight == 0
     rows = [{"text": text} for text in ["Good.", "Not a film."]]
     first = clf.verbalizer_(*clf.compiled_.infer(rows)).detach().double().numpy()
@@ -466,7 +468,7 @@ def test_an_interrupted_tuning_leaves_the_rows(at: str, monkeypatch: pytest.Monk
     def stopped(*arguments: Any, **options: Any) -> Any:
         calls.append(len(calls))
         history = tune(*arguments, **options | {"steps": 2})
-        history.interrupted = at == "the first fold" or len(calls) > FOLDS
+        history.interrupted = at == "the first fold" or len(calls) > 2 * FOLDS
         return history
 
     monkeypatch.setattr(verbtune.deep, "tune", stopped)
@@ -486,7 +488,7 @@ def test_the_lm_is_left_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_words_of_several_pieces_are_heard_by_their_beginnings_in_one_pass(
+def test_words_of_several_pieces_are_heard_by_their_beginnings_in_one_pass_each(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = {"negative": ["bad", "dreadful"], "positive": ["good", "marvellous"]}
@@ -500,7 +502,7 @@ def test_words_of_several_pieces_are_heard_by_their_beginnings_in_one_pass(
     run = made.backbone._run
     monkeypatch.setattr(made.backbone, "_run", lambda *a, **k: passes.append(1) or run(*a, **k))
     clf.class_scores(SENTENCES)
-    assert len(passes) == 2
+    assert len(passes) == 3
 
 
 @pytest.mark.parametrize(

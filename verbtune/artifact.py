@@ -27,7 +27,7 @@ __all__ = ["Artifact", "ArtifactError", "check_folder", "read", "size", "write"]
 FORMAT = 1
 PROMPT_FILE = "adapter_model.safetensors"
 PEFT_FILE = "adapter_config.json"
-DEEP_FILE = "deep_prompt.safetensors"
+DEEP_FILE = "deep_prompts.safetensors"
 VERBALIZER_FILE = "verbalizer.safetensors"
 STATE_FILE = "verbtune.json"
 TASK_FILE = "task.yaml"
@@ -50,7 +50,7 @@ class Artifact:
         The learned vectors; for a pure prefix of a causal LM, the embeddings of the special tokens
         before them included, as PEFT wants.
     second : dict of str to Tensor
-        What the second opinion learned, its deep prompt of shape (1, L, 2, A, D + 2, E) as "deep_prompt".
+        What the second opinion learned, its "deep_prompts" of shape (K, L, 2, A, D + 2, E) and "rows" (C, H).
     verbalizer : dict of str to Tensor
         What the verbalizer learned.
     state : dict
@@ -180,8 +180,8 @@ def read(folder: Path) -> Artifact:
             safetensors.torch.load(files[name]) if name in files else {} for name in (DEEP_FILE, VERBALIZER_FILE)
         )
         peft = json.loads(files[PEFT_FILE]) if PEFT_FILE in files else None
-        if second and "deep_prompt" not in second:
-            raise ValueError(f"{DEEP_FILE} has no deep_prompt")
+        if second and second.keys() != {"deep_prompts", "rows"}:
+            raise ValueError(f"{DEEP_FILE} has {', '.join(second)} in place of deep_prompts and rows")
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder}: damaged ({error}); save the classifier again") from None
     for name, tensor in (("prompt", prompt), *second.items(), *verbalizer.items()):

@@ -54,11 +54,11 @@ class _Served:
     pieces: tuple[tuple[int, ...], ...]  # of the W label words, as far as they are read
     second: SecondOpinion | None
 
-    def probabilities(self, first: _Heard, second: _Heard | None) -> Probabilities:
-        """Class probabilities (N, C) of what the LM says of N texts, and says with the deep prompt."""
+    def probabilities(self, first: _Heard, second: Sequence[_Heard]) -> Probabilities:
+        """Class probabilities (N, C) of what the LM says of N texts, and says behind each deep prompt."""
         scores: NDArray[np.float64] = self.verbalizer(*first).double().cpu().numpy()  # (N, C)
-        if self.second is not None and second is not None:
-            scores = scores + self.second.scores(self.verbalizer, *second)
+        if self.second is not None:
+            scores = scores + self.second.scores(self.verbalizer, second)
         return self.calibration.probabilities(scores)
 
 
@@ -316,20 +316,18 @@ class _Alike:
 def _probabilities(backbone: Backbone, asked: Sequence[tuple[_Served, list[Row]]]) -> list[Probabilities]:
     """Class probabilities (N, C) for the rows of each task."""
     first = _heard(backbone, [(served.compiled, served.pieces, served.prompt, rows) for served, rows in asked], None)
-    seconds: dict[int, _Heard] = {}
-    by_shape: dict[torch.Size, list[int]] = {}
+    seconds: list[list[_Heard]] = [[] for _ in asked]
+    by_shape: dict[torch.Size, list[tuple[int, Tensor, CompiledTask]]] = {}
     for i, (served, _) in enumerate(asked):
         if served.second is not None:
-            by_shape.setdefault(served.second.deep.shape, []).append(i)
+            for deep, compiled in served.second.asked(served.compiled):
+                by_shape.setdefault(deep.shape, []).append((i, deep, compiled))
     for alike in by_shape.values():
-        parts, deep = [], []
-        for i in alike:
-            served, rows = asked[i]
-            assert served.second is not None
-            parts.append((served.compiled, served.second.asked(served.compiled).words.pieces, None, rows))
-            deep.append(served.second.deep)
-        seconds |= dict(zip(alike, _heard(backbone, parts, torch.cat(deep).to(backbone.device)), strict=True))
-    return [served.probabilities(first[i], seconds.get(i)) for i, (served, _) in enumerate(asked)]
+        parts = [(compiled, compiled.words.pieces, None, asked[i][1]) for i, _, compiled in alike]
+        deep = torch.cat([one for _, one, _ in alike]).to(backbone.device)
+        for (i, *_), heard in zip(alike, _heard(backbone, parts, deep), strict=True):
+            seconds[i].append(heard)
+    return [served.probabilities(first[i], seconds[i]) for i, (served, _) in enumerate(asked)]
 
 
 def _heard(

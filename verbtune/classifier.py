@@ -329,8 +329,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found: NDArray[np.float64] = scores.double().cpu().numpy()
         opinion = self.second_opinion_
         if opinion is not None:
-            words, states = opinion.asked(self.compiled_).infer(rows, deep=opinion.deep)
-            found = found + opinion.scores(self.verbalizer_, words.to(device), states.to(device))
+            heard = [asked.infer(rows, deep=deep) for deep, asked in opinion.asked(self.compiled_)]
+            heard = [(words.to(device), states.to(device)) for words, states in heard]
+            found = found + opinion.scores(self.verbalizer_, heard)
         return found
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
@@ -451,8 +452,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         }
         opinion, second = self.second_opinion_, {}
         if opinion is not None:
-            learned = {"deep_prompt": opinion.deep, "rows": opinion.rows}
-            second = {name: tensor.cpu() for name, tensor in learned.items() if tensor is not None}
+            second = {"deep_prompts": opinion.deep.cpu(), "rows": opinion.rows.cpu()}
             state["second_opinion"] = {"weight": opinion.weight, "bias": opinion.bias.tolist()}
         tensors = {k: v.cpu() for k, v in self.verbalizer_.state_dict().items() if k not in ("owner", "weights")}
         saved = artifact.Artifact(
@@ -536,7 +536,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         learned = {name: tensor.to(backbone.device) for name, tensor in saved.second.items()}
         clf.second_opinion_ = (
             SecondOpinion(
-                learned["deep_prompt"], np.array(second["bias"]), weight=second["weight"], rows=learned.get("rows")
+                learned["deep_prompts"], np.array(second["bias"]), learned["rows"], second["weight"]
             )
             if second and learned
             else None

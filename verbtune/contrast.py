@@ -13,8 +13,6 @@ from torch import Tensor
 __all__ = ["contrast", "in_groups"]
 
 TEMPERATURE = 0.1
-CLASSES = 16  # in a batch
-TEXTS = 2  # of each class in a batch: of more, fewer classes meet in the same time
 
 
 def contrast(points: Tensor, targets: Tensor) -> Tensor:
@@ -43,7 +41,7 @@ def contrast(points: Tensor, targets: Tensor) -> Tensor:
     return loss
 
 
-def in_groups(y: NDArray[np.intp], lengths: Sequence[int], seed: int) -> Iterator[list[int]]:
+def in_groups(y: NDArray[np.intp], lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
     """Endless batches of indices: texts of some classes, drawn anew each time, the shortest first.
 
     Parameters
@@ -52,12 +50,15 @@ def in_groups(y: NDArray[np.intp], lengths: Sequence[int], seed: int) -> Iterato
         Classes as indices.
     lengths : sequence of int, length N
         Tokens of each text.
+    size : int
+        Most texts of a batch: two of each class, or more where there are fewer classes.
     seed : int
         Decides the classes and their texts.
     """
     generator = np.random.default_rng(seed)
     members = [np.flatnonzero(y == c) for c in np.unique(y)]
+    n_texts = max(2, size // len(members))
     while True:
-        chosen = generator.choice(len(members), min(CLASSES, len(members)), replace=False)
-        drawn = [generator.choice(members[c], min(TEXTS, len(members[c])), replace=False) for c in chosen]
+        chosen = generator.choice(len(members), min(size // n_texts, len(members)), replace=False)
+        drawn = [generator.choice(members[c], min(n_texts, len(members[c])), replace=False) for c in chosen]
         yield sorted((int(i) for i in np.concatenate(drawn)), key=lengths.__getitem__)

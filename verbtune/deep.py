@@ -1,9 +1,10 @@
-"""A second opinion: what the LM makes of a text behind a deep prompt that is tuned.
+"""A second opinion: what the LM makes of a text behind deep prompts that are tuned.
 
-Rows read what the LM's states hold; a deep prompt changes what every layer makes of a text. It is tuned for how the
-label words begin; or, of many classes, to draw the states of each one's texts together, to which rows are fitted.
-With few texts that helps much or little, so both are heard alike, until texts that are held out say otherwise. With
-very few the manual prompt, which nobody can learn badly, is heard as well.
+Rows read what the LM's states hold; a deep prompt changes what every layer makes of a text. One is tuned for how the
+label words begin. Another is to draw the states of each class's texts together as well, and rows are fitted to the
+states that it leaves: two that err differently are better than either. Many classes have only that one, and its label
+words tell it nothing. With few texts that helps much or little, so all are heard alike, until texts that are held out
+say otherwise. With very few the manual prompt, which nobody can learn badly, is heard as well.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 8
 FOLDS = 3  # and the fewest texts of the class that has most
 FEW = 12  # texts; of fewer, those held out say how far what was learned is believed beside the manual prompt
-MANY = 256  # texts; of more, one fold tells enough, and there are twice as many steps
+ONE_FOLD = 64  # texts; of more, one fold tells enough
+MANY = 256  # texts; of more, there are twice as many steps
 MANY_CLASSES = 50  # label words of more tell little, and the steps take minutes
+CONTRAST = 0.3  # its weight beside the label words' cross-entropy
+GROUP = 8  # texts that are contrasted
+GROUP_OF_MANY_CLASSES = 32
 STEPS_OF_MANY_CLASSES = 60
 STEPS_ON = 30  # with all texts, from what was tuned with some of them
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
-SHARE = 1.0  # of the second opinion for each of the rows', when both are equally sure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,42 +61,39 @@ class SecondOpinion:
 
     Attributes
     ----------
-    deep : Tensor of shape (1, L, 2, A, D + 2, E)
-        The deep prompt, in float16: a file of half the size.
+    deep : Tensor of shape (K, L, 2, A, D + 2, E)
+        Deep prompts, in float16: a file of half the size. Behind the last one the mean state of a text is read; of
+        few classes there are two, and behind the first one label words are heard.
     bias : ndarray of shape (C,)
+    rows : Tensor of shape (C, H)
+        They read the mean state of the text.
     weight : float
         Of the class scores of the label words' beginnings.
-    rows : Tensor of shape (C, H) or None
-        Of many classes, which read the mean state of the text in place of label words.
     """
 
     deep: Tensor
     bias: Array
+    rows: Tensor
     weight: float = 0.0
-    rows: Tensor | None = None
 
-    def asked(self, compiled: CompiledTask) -> CompiledTask:
-        """The task with the words whose scores and states `scores` is to be given."""
-        return compiled.by_beginnings if self.rows is None else compiled.for_states
+    def asked(self, compiled: CompiledTask) -> list[tuple[Tensor, CompiledTask]]:
+        """Each deep prompt (1, L, 2, A, D + 2, E), and the task to put behind it."""
+        asked = compiled.by_beginnings if len(self.deep) > 1 else compiled.for_states
+        return [(deep, asked) for deep in self.deep.split(1)]
 
-    def scores(self, verbalizer: Verbalizer, words: Tensor, states: Tensor) -> Array:
-        """What is added (N, C), from word scores (N, W) and states (N, S) behind the deep prompt."""
-        if self.rows is None:
-            found = self.weight * verbalizer.of_words(words)  # (N, C)
-        else:
-            found = states[:, -self.rows.shape[1] :] @ self.rows.T  # (N, C)
+    def scores(self, verbalizer: Verbalizer, heard: Sequence[tuple[Tensor, Tensor]]) -> Array:
+        """What is added (N, C), from word scores (N, W) and states (N, S) behind each deep prompt."""
+        states = heard[-1][1]
+        found = states[:, -self.rows.shape[1] :] @ self.rows.T  # (N, C)
+        if len(heard) > 1:
+            found = found + self.weight * verbalizer.of_words(heard[0][0])
         added: Array = found.double().cpu().numpy() + self.bias
         return added
 
     @property
     def numbers(self) -> int:
         """How many there are in all."""
-        return self.deep.numel() + self.bias.size + (0 if self.rows is None else self.rows.numel())
-
-    def times(self, factor: float) -> SecondOpinion:
-        """The same, heard that much louder."""
-        rows = None if self.rows is None else factor * self.rows
-        return SecondOpinion(self.deep, factor * self.bias, factor * self.weight, rows)
+        return self.deep.numel() + self.bias.size + self.rows.numel()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,34 +178,59 @@ def second_opinion(
     cropped = [example.cropped(MOST_TOKENS) for example in examples]
     pupil = _Pupil(compiled, examples, cropped, y, weight, verbalizer, start, against, center, seed, progress)
     if held_out.in_turn:
-        one_fold = pupil.many_classes or len(y) > MANY
+        one_fold = pupil.many_classes or len(y) > ONE_FOLD
         folds = [told[outside] for outside in in_folds(y[told], FOLDS, seed)][: 1 if one_fold else None]
     else:
         folds = [held_out.index]
-    rows, second = np.zeros((2, len(y), len(against)))
+    rows = np.zeros((len(y), len(against)))
     rows[held_out.index] = held_out.scores
+    teachers = [pupil.by_states] if pupil.many_classes else [pupil.by_words, pupil.by_states]
+    heard = np.zeros((len(teachers), len(y), len(against)))
     try:
         for outside in folds:
-            opinion, _ = pupil.opinion(np.setdiff1d(np.arange(len(y)), outside))
-            second[outside] = pupil.scores(opinion, outside)
-        opinion, history = pupil.opinion(np.arange(len(y)), after=opinion)
+            learned = [teach(np.setdiff1d(np.arange(len(y)), outside)) for teach in teachers]
+            heard[:, outside] = [pupil.heard(one, outside) for one in learned]
+        learned = [teach(np.arange(len(y)), one) for teach, one in zip(teachers, learned, strict=True)]
     except _Interrupted:
         warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=3)
         return Judged(None, first, History(interrupted=True))
     told = np.concatenate(folds)
-    beside, calibration = _together(rows[told], second[told], y[told], weight[told], first)
+    beside, calibration = _together(rows[told], heard[:, told], y[told], weight[told], first)
     belief, other = 1.0, 0.0
     if len(y) < FEW:
         plain = temperature(manual, y, sample_weight=weight)
-        learned = rows + beside * second
-        belief = _belief(calibration.apply(learned)[told], plain.apply(manual)[told], y[told], weight[told])
+        both = rows + np.tensordot(beside, heard, 1)
+        belief = _belief(calibration.apply(both)[told], plain.apply(manual)[told], y[told], weight[told])
         other = (1 - belief) * calibration.temperature / plain.temperature
-        calibration = calibration.tried_on((belief * learned + other * manual)[told], y[told])
-    return Judged(opinion.times(belief * beside) if belief else None, calibration, history, belief, other)
+        calibration = calibration.tried_on((belief * both + other * manual)[told], y[told])
+    opinion = _opinion(learned, belief * beside) if belief else None
+    return Judged(opinion, calibration, learned[0].history, belief, other)
 
 
 class _Interrupted(Exception):
     """Ctrl-C."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learned:
+    """A deep prompt, and what is heard behind it: rows (C, H) that read the text's mean state, or label words."""
+
+    deep: Tensor
+    bias: Array
+    history: History
+    rows: Tensor | None = None
+
+
+def _opinion(learned: Sequence[_Learned], weights: Array) -> SecondOpinion:
+    """What was learned, each heard at its weight."""
+    *words, last = learned
+    assert last.rows is not None
+    return SecondOpinion(
+        torch.cat([one.deep for one in learned]),
+        np.tensordot(weights, [one.bias for one in learned], 1),
+        float(weights[-1]) * last.rows,
+        float(weights[0]) if words else 0.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,63 +253,81 @@ class _Pupil:
     def many_classes(self) -> bool:
         return len(self.against) > MANY_CLASSES
 
-    def opinion(self, inside: NDArray[np.intp], after: SecondOpinion | None = None) -> tuple[SecondOpinion, History]:
-        """What is learned from texts of the given indices, where many classes go on from an opinion of fewer texts."""
-        return self._of_states(inside, after) if self.many_classes else self._of_words(inside)
+    @property
+    def asked(self) -> CompiledTask:
+        return self.compiled.for_states if self.many_classes else self.compiled.by_beginnings
 
-    def _of_words(self, inside: NDArray[np.intp]) -> tuple[SecondOpinion, History]:
-        """By cross-entropy of the label words' class scores."""
+    def by_words(self, inside: NDArray[np.intp], _: _Learned | None = None) -> _Learned:
+        """What cross-entropy of the label words' class scores teaches, from texts of the given indices."""
         parts = _Parts(self.start, self.against).to(self.compiled.backbone.device)
 
         def loss(words: Tensor, _: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(self.verbalizer.of_words(words) + parts.bias, targets, reduction="none")  # (B,)
 
         batches = in_rounds(self._lengths(inside), BATCH_SIZE, self.seed)
-        steps = _steps(len(inside)) * (2 if len(self.y) > MANY else 1)
-        history = self._tune(parts, self.compiled.by_beginnings, loss, inside, batches, steps)
-        return SecondOpinion(parts.deep().detach().half(), parts.bias.detach().double().cpu().numpy(), 1.0), history
+        history = self._tune(parts, loss, inside, batches, self._steps(inside))
+        return _Learned(parts.deep().detach().half(), parts.bias.detach().double().cpu().numpy(), history)
 
-    def _of_states(self, inside: NDArray[np.intp], after: SecondOpinion | None) -> tuple[SecondOpinion, History]:
-        """By contrast of the texts' mean states, to which rows are then fitted."""
-        backbone, asked = self.compiled.backbone, self.compiled.for_states
+    def by_states(self, inside: NDArray[np.intp], before: _Learned | None = None) -> _Learned:
+        """What contrast of the texts' mean states teaches, to which rows are then fitted.
+
+        Of few classes the label words teach as well; many go on from what fewer texts taught.
+        """
+        backbone = self.compiled.backbone
         parts = _Parts(self.start, self.against).to(backbone.device)
-        if after is not None:
-            parts.deep.go_to(after.deep)
         center = torch.tensor(self.center, dtype=torch.float32, device=backbone.device)  # (S,)
 
-        def loss(_: Tensor, states: Tensor, targets: Tensor) -> Tensor:
-            return contrast((states - center)[:, backbone.width :], targets)  # (B,)
+        def loss(words: Tensor, states: Tensor, targets: Tensor) -> Tensor:
+            drawn = contrast((states - center)[:, backbone.width :], targets)  # (B,)
+            if self.many_classes:
+                return drawn
+            found = self.verbalizer.of_words(words) + parts.bias
+            return F.cross_entropy(found, targets, reduction="none") + CONTRAST * drawn
 
-        batches = in_groups(self.y[inside], self._lengths(inside), self.seed)
-        steps = STEPS_OF_MANY_CLASSES if after is None else STEPS_ON
-        history = self._tune(parts, asked, loss, inside, batches, steps)
+        if self.many_classes:
+            size, steps = GROUP_OF_MANY_CLASSES, STEPS_OF_MANY_CLASSES
+            if before is not None:
+                parts.deep.go_to(before.deep)
+                steps = STEPS_ON
+        else:
+            size, steps = GROUP, self._steps(inside)
+        batches = in_groups(self.y[inside], self._lengths(inside), size, self.seed)
+        history = self._tune(parts, loss, inside, batches, steps)
         deep = parts.deep().detach().half()
-        _, states = self._heard(asked, deep, inside)
+        _, states = self._read(deep, inside)
         read = states[:, backbone.width :].double().cpu().numpy()  # (N, H)
         rows, bias = fit_without_words(read, self.y[inside], self.weight[inside], len(self.against))
-        return SecondOpinion(deep, bias, rows=torch.tensor(rows, dtype=torch.float32, device=backbone.device)), history
+        return _Learned(deep, bias, history, torch.tensor(rows, dtype=torch.float32, device=backbone.device))
 
-    def scores(self, opinion: SecondOpinion, index: NDArray[np.intp]) -> Array:
+    def heard(self, learned: _Learned, index: NDArray[np.intp]) -> Array:
         """Class scores (N, C) of texts of the given indices."""
-        return opinion.scores(self.verbalizer, *self._heard(opinion.asked(self.compiled), opinion.deep, index))
+        words, states = self._read(learned.deep, index)
+        if learned.rows is None:
+            found = self.verbalizer.of_words(words)
+        else:
+            found = states[:, -learned.rows.shape[1] :] @ learned.rows.T
+        scores: Array = found.detach().double().cpu().numpy() + learned.bias
+        return scores
 
-    def _heard(self, asked: CompiledTask, deep: Tensor, index: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+    def _steps(self, inside: NDArray[np.intp]) -> int:
+        return _steps(len(inside)) * (2 if len(self.y) > MANY else 1)
+
+    def _read(self, deep: Tensor, index: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         """Word scores (N, W) and states (N, S)."""
-        backbone, texts = asked.backbone, [self.examples[i] for i in index]
-        words, states = backbone.infer(texts, asked.words, deep=deep, n_prefix=asked.layout.n_prefix)
+        backbone, texts = self.asked.backbone, [self.examples[i] for i in index]
+        words, states = backbone.infer(texts, self.asked.words, deep=deep, n_prefix=self.asked.layout.n_prefix)
         return words.to(backbone.device), states.to(backbone.device)
 
     def _tune(
         self,
         parts: _Parts,
-        asked: CompiledTask,
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         inside: NDArray[np.intp],
         batches: Iterator[list[int]],
         steps: int,
     ) -> History:
         """Tune by the loss (B,) of word scores (B, W), states (B, S) and classes (B,), weighted."""
-        device = asked.backbone.device
+        asked, device = self.asked, self.asked.backbone.device
         targets = torch.tensor(self.y[inside], device=device)  # (N,)
         weights = torch.tensor(self.weight[inside], dtype=torch.float32, device=device)  # (N,)
         texts = [self.cropped[i] for i in inside]
@@ -324,27 +368,27 @@ def _steps(n: int) -> int:
 
 def _together(
     rows: Array, heard: Array, y: NDArray[np.intp], weight: Array, first: Calibration
-) -> tuple[float, Calibration]:
-    """The weight of class scores (N, C) heard beside those of the rows (N, C), and a calibration of the sum.
+) -> tuple[Array, Calibration]:
+    """The weights of class scores (K, N, C) heard beside those of the rows (N, C), and a calibration of the sum.
 
-    The sum is a mean of both opinions, each at its own temperature: one that tells held-out texts little gets a high
-    one, and so a low weight. Few texts leave the second one's share at `SHARE`, and the mean as sure as it is: that
-    both agree is little more than what one of them says.
+    The sum is a mean of all opinions, each at its own temperature: one that tells held-out texts little gets a high
+    one, and so a low weight. Few texts leave their shares equal, and the mean as sure as it is: that all agree is
+    little more than what one of them says.
     """
-    second = temperature(heard, y, sample_weight=weight)
-    opinions = first.apply(rows), second.apply(heard)
+    seconds = [temperature(scores, y, sample_weight=weight) for scores in heard]
+    opinions = [second.apply(scores) for second, scores in zip(seconds, heard, strict=True)]
 
     def loss(logs: Array) -> float:
-        share, sharpness = np.exp(logs) * (SHARE, 1.0)
-        mean = sharpness * (opinions[0] + share * opinions[1]) / (1 + share)
+        *shares, sharpness = np.exp(logs)
+        mean = sharpness * (first.apply(rows) + np.tensordot(shares, opinions, 1)) / (1 + sum(shares))
         found = log_softmax(mean, axis=1)[np.arange(len(y)), y]
         return float(-(weight * found).sum() + PRIOR * (logs**2).sum())
 
-    logs = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-3, 3)] * 2).x
-    share, sharpness = np.exp(logs) * (SHARE, 1.0)
-    beside = float(share * first.temperature / second.temperature)
-    calibration = Calibration(float((1 + share) / sharpness * first.temperature), np.zeros(rows.shape[1]))
-    return beside, calibration.tried_on(rows + beside * heard, y)
+    logs = minimize(loss, np.zeros(len(heard) + 1), method="L-BFGS-B", bounds=[(-3, 3)] * (len(heard) + 1)).x
+    *shares, sharpness = np.exp(logs)
+    beside = np.array(shares) * [first.temperature / second.temperature for second in seconds]
+    calibration = Calibration(float((1 + sum(shares)) / sharpness * first.temperature), np.zeros(rows.shape[1]))
+    return beside, calibration.tried_on(rows + np.tensordot(beside, heard, 1), y)
 
 
 def _belief(learned: Array, manual: Array, y: NDArray[np.intp], weight: Array) -> float:
