@@ -48,8 +48,7 @@ ONE_FOLD = 64  # texts; of more, one fold tells enough
 MANY = 256  # texts; of more, there are twice as many steps
 MANY_CLASSES = 50  # label words of more tell little, and the steps take minutes
 CONTRAST = 0.3  # its weight beside the label words' cross-entropy
-GROUP = 8  # texts that are contrasted
-GROUP_OF_MANY_CLASSES = 32
+GROUP_OF_MANY_CLASSES = 32  # texts that are contrasted
 STEPS_OF_MANY_CLASSES = 60
 STEPS_ON = 30  # with all texts, from what was tuned with some of them
 MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
@@ -290,7 +289,7 @@ class _Pupil:
                 parts.deep.go_to(before.deep)
                 steps = STEPS_ON
         else:
-            size, steps = GROUP, self._steps(inside)
+            size, steps = BATCH_SIZE, self._steps(inside)
         batches = in_groups(self.y[inside], self._lengths(inside), size, self.seed)
         history = self._tune(parts, loss, inside, batches, steps)
         deep = parts.deep().detach().half()
