@@ -95,7 +95,7 @@ def build(kind: str, size: str, device: str) -> Backbone:
 
 
 def classifier(backbone: Backbone | str, template: str = IN_FRONT, **parameters: Any) -> PromptClassifier:
-    """A classifier that does the job of all rows; with a deep prompt beside it each text would be read twice."""
+    """A classifier that does the job of all rows; deep prompts beside it would read each text once more each."""
     task = {"task": "speed", "template": template, "verbalizer": WORDS}
     return PromptClassifier(task, model=backbone, **{"steps": 0, "tune_template": False} | parameters)
 

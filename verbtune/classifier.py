@@ -98,11 +98,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Text classification by prompt tuning on a frozen masked or causal language model.
 
     What is learned are a row for every class, which starts at the manual prompt, and a prompt. The rows are fitted with
-    the prompt as it is; then a deep prompt is tuned as a second opinion beside the rows: for every layer keys and
-    values before those of the text, and a factor and a shift for the text's own. It is tuned for the label words, or
-    for more than 50 classes by contrast of their texts, whose states further rows read. Cross-validation inside the
-    training texts says what the rows read, how far they leave the manual prompt, how much the second opinion weighs,
-    and at which temperature scores become probabilities.
+    the prompt as it is; then two deep prompts are tuned as a second opinion beside the rows: for every layer keys and
+    values before those of the text, and a factor and a shift for the text's own. Both are tuned for the label words,
+    one also by contrast of the texts, whose states further rows read; of more than 50 classes there is only one,
+    tuned by contrast alone. Cross-validation inside the training texts says what the rows read, how far they leave
+    the manual prompt, how much each opinion weighs, and at which temperature scores become probabilities.
 
     Parameters
     ----------
@@ -128,9 +128,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     learning_rate : float, default=0.003
         Peak step size of AdamW; prompt vectors move in units of the LM's embedding size.
     steps : int, optional
-        Of joint tuning of rows and soft tokens in place of the deep prompt; 0 learns the rows only, in a fraction of
-        the time. Default: the deep prompt, and no soft tokens: those of the template stand as their text, or not at
-        all.
+        Of joint tuning of rows and soft tokens in place of the deep prompts; 0 learns the rows only, in a fraction of
+        the time. Default: deep prompts, and no soft tokens: those of the template stand as their text, or not at all.
     batch_size : int, default=16
     weight_decay : float, default=0.01
         Pull back to the manual prompt and to the LM's own rows.
@@ -157,10 +156,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The soft tokens' vectors, where there are `steps`.
     verbalizer_ : Verbalizer
     second_opinion_ : SecondOpinion or None
-        The deep prompt, where there is one: then every text is read twice.
+        The deep prompts, where there are some: a text is read once more for each.
     calibration_ : Calibration
     history_ : History
-        Loss, validation score, learning rate and gradient norms, step by step, of the last tuning.
+        Loss, validation score, learning rate and gradient norms, step by step, of the last tuning; of two deep
+        prompts, of the one whose label words are heard.
     trained_parameters_ : int
     task_ : Task
     compiled_ : CompiledTask
@@ -774,7 +774,7 @@ def _card(clf: PromptClassifier) -> str:
             "\nPEFT can load the soft prompt as well. It holds the embeddings of the leading special tokens, so encode "
             "the text with `add_special_tokens=False`; template and verbalizer are not part of PEFT's format.\n"
         )
-    parts = {"rows": clf.verbalizer_.rows is not None, "a deep prompt": clf.second_opinion_}
+    parts = {"rows": clf.verbalizer_.rows is not None, "deep prompts": clf.second_opinion_}
     parts["soft tokens"] = clf.parameters_["steps"]
     learned = " and ".join(name for name, there in parts.items() if there).capitalize() or "The manual prompt"
     return (

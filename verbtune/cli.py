@@ -364,7 +364,7 @@ def fit(
 
     history = clf.history_
     click.echo(f"texts       {len(split)} of {_count(len(clf.classes_), 'class')}: {', '.join(map(str, clf.classes_))}")
-    parts = ": rows and a deep prompt" if clf.second_opinion_ is not None else ""
+    parts = ": rows and deep prompts" if clf.second_opinion_ is not None else ""
     click.echo(f"trained     {clf.trained_parameters_:,} numbers on the frozen {model}{parts}")
     click.echo(f"time        {seconds:.1f} s, {max(0, len(history.steps) - 1)} steps, kept step {history.best_step}")
     if held_out:

@@ -1,4 +1,4 @@
-"""Texts of one class drawn together and away from others: what a deep prompt learns where there are many classes."""
+"""Texts of one class drawn together and away from others: what a deep prompt learns."""
 
 from __future__ import annotations
 
