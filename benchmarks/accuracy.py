@@ -85,7 +85,7 @@ class KeysAndValuesOnly(deep._Parts):
 DEEP_ABLATION: dict[str, dict[str, Any]] = {  # of the second opinion
     "without contrast": {"CONTRAST": 0.0},
     "contrast only, one deep prompt": {"MANY_CLASSES": 0},
-    "three folds": {"FOLDS": 3},
+    "two folds": {"FOLDS": 2},
     "at most thirty steps": {"MOST_STEPS": 30},
     "steps of sixteen texts": {"BATCH_SIZE": 16},
     "without factors and shifts": {"_Parts": KeysAndValuesOnly},

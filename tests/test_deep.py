@@ -327,7 +327,7 @@ def test_where_there_is_none(options: dict[str, Any], labels: list[str]) -> None
 def test_fewer_texts_of_every_class_than_it_takes_are_left_to_the_rows(
     extra: int, there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verbtune.deep, "FEWEST", max(map(LABELS.count, set(LABELS))) + extra)
+    monkeypatch.setattr(verbtune.deep, "FOLDS", max(map(LABELS.count, set(LABELS))) + extra)
     assert (fitted().second_opinion_ is not None) == there
 
 
@@ -354,8 +354,8 @@ def test_of_more_texts_one_fold_is_held_out(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(verbtune.deep, "MANY", 35)
     sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
     *_, calibration = opinion_of(np.zeros((len(y), 2)), y)
-    assert sizes == [len(y) - len(y) // 3, len(y)]
-    assert len(calibration.right) + len(calibration.wrong) == len(y) // 3
+    assert sizes == [len(y) - len(y) // FOLDS, len(y)]
+    assert len(calibration.right) + len(calibration.wrong) == len(y) // FOLDS
 
 
 def test_texts_that_the_rows_held_out_once_are_held_out_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +376,7 @@ def test_texts_that_the_rows_could_not_hold_out_are_always_learned(monkeypatch: 
     rows = np.full((len(y), 2), np.nan)
     rows[index] = np.eye(2)[y[index]]
     _, opinion, calibration = opinion_of(rows, y, index)
-    assert sizes == [len(y) - 17, len(y) - 16, len(y)]
+    assert sizes == [len(y) - len(index) // FOLDS] * FOLDS + [len(y)]
     assert np.isfinite(opinion.weight)
     assert len(calibration.right) + len(calibration.wrong) == len(index)
 
@@ -423,7 +423,7 @@ def test_of_many_classes_one_fold_is_held_out_and_its_tuning_goes_on_with_all_te
 
     monkeypatch.setattr(verbtune.deep, "tune", watched)
     opinion_of(np.zeros((len(y), 2)), y)
-    assert sizes == [len(y) - len(y) // 3, len(y)]
+    assert sizes == [len(y) - len(y) // FOLDS, len(y)]
     (first, start, end), (second, onward, _) = steps
     assert (first, second) == (verbtune.deep.STEPS_OF_MANY_CLASSES, verbtune.deep.STEPS_ON)
     assert start == 0

@@ -42,10 +42,9 @@ MOST_STEPS_A_TEXT = 2  # of fewer than sixteen
 MOST_STEPS = 300
 LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 8
-FEWEST = 3  # texts of the class that has most
-FOLDS = 2
+FOLDS = 3  # and the fewest texts of the class that has most
 FEW = 12  # texts; of fewer, those held out say how far what was learned is believed beside the manual prompt
-MANY = 256  # texts; of more, one fold of three tells enough, and there are twice as many steps
+MANY = 256  # texts; of more, one fold tells enough, and there are twice as many steps
 MANY_CLASSES = 50  # label words of more tell little, and the steps take minutes
 CONTRAST = 0.3  # its weight beside the label words' cross-entropy
 GROUP_OF_MANY_CLASSES = 32  # texts that are contrasted
@@ -163,7 +162,7 @@ def second_opinion(
     """
     none = Judged(None, first, History())
     told = np.sort(held_out.index)
-    if not len(told) or (held_out.in_turn and np.bincount(y[told]).max() < FEWEST):
+    if not len(told) or (held_out.in_turn and np.bincount(y[told]).max() < FOLDS):
         return none
     backbone = compiled.backbone
     generator = torch.Generator().manual_seed(seed)
@@ -177,8 +176,8 @@ def second_opinion(
     cropped = [example.cropped(MOST_TOKENS) for example in examples]
     pupil = _Pupil(compiled, examples, cropped, y, weight, verbalizer, start, against, center, seed, progress)
     if held_out.in_turn:
-        n, used = (3, 1) if pupil.many_classes or len(y) > MANY else (FOLDS, FOLDS)
-        folds = [told[outside] for outside in in_folds(y[told], n, seed)[:used]]
+        one_fold = pupil.many_classes or len(y) > MANY
+        folds = [told[outside] for outside in in_folds(y[told], FOLDS, seed)][: 1 if one_fold else None]
     else:
         folds = [held_out.index]
     rows = np.zeros((len(y), len(against)))
