@@ -535,9 +535,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         second = saved.state.get("second_opinion")
         learned = {name: tensor.to(backbone.device) for name, tensor in saved.second.items()}
         clf.second_opinion_ = (
-            SecondOpinion(
-                learned["deep_prompts"], np.array(second["bias"]), learned["rows"], second["weight"]
-            )
+            SecondOpinion(learned["deep_prompts"], np.array(second["bias"]), learned["rows"], second["weight"])
             if second and learned
             else None
         )
