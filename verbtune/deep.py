@@ -50,7 +50,7 @@ CONTRAST = 0.3  # its weight beside the label words' cross-entropy
 GROUP_OF_MANY_CLASSES = 32  # texts that are contrasted
 STEPS_OF_MANY_CLASSES = 60
 STEPS_ON = 30  # with all texts, from what was tuned with some of them
-MOST_TOKENS = 128  # of a text that a step reads, so that long ones take no minutes
+MOST_TOKENS = 96  # of a text that a step reads, so that long ones take no minutes
 
 
 @dataclasses.dataclass(frozen=True)
