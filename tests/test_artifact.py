@@ -336,9 +336,9 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "tone")
 
 
-def test_a_second_opinion_without_a_deep_prompt_is_refused(tmp_path: Path) -> None:
+def test_a_second_opinion_without_deep_prompts_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "tone", Artifact(Task.from_dict(TONE), None, {"rows": torch.ones(2, 3)}, {}, {}, None, "card"))
-    with pytest.raises(ArtifactError, match="has no deep_prompt") as error:
+    with pytest.raises(ArtifactError, match="has rows in place of deep_prompts and rows") as error:
         read(tmp_path / "tone")
     assert "\n" not in str(error.value)
 
