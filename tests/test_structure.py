@@ -17,7 +17,8 @@ PACKAGE = Path(verbtune.__file__).parent
 ORDER = [
     "builtin", "task", "prompt", "artifact", "encode", "batch", "verbalizer", "attention", "head", "pieces", "start",
     "loading", "backbone", "text_cache", "compiled",
-    "lint", "calibration", "rows", "data", "parameters", "tuning", "contrast", "deep", "plots", "classifier", "bank",
+    "lint", "calibration", "rows", "data", "parameters", "rejection", "tuning", "contrast", "deep", "plots", "card",
+    "classifier", "bank",
     "baselines", "metrics", "summary", "bench", "report", "cli",
 ]  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]

@@ -26,12 +26,13 @@ from torch import Tensor
 from .backbone import Backbone
 from .batch import by_length
 from .calibration import Calibration
-from .classifier import PromptClassifier, least_confidence, most_probable
+from .classifier import PromptClassifier
 from .compiled import CompiledTask
 from .data import DataError, check_row, check_rows
 from .deep import SecondOpinion
 from .encode import Example, Row
 from .loading import BackboneError
+from .rejection import least_confidence, most_probable
 from .task import TaskError
 from .verbalizer import LabelWords, Verbalizer
 

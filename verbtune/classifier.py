@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -26,13 +24,15 @@ from torch import Tensor, nn
 from . import artifact
 from .backbone import Backbone
 from .calibration import Calibration, batch
+from .card import model_card, peft_config
 from .compiled import CompiledTask, compile_task
 from .data import DataError, check_labels, check_rows, check_weights
 from .deep import SecondOpinion, second_opinion
 from .encode import Example
-from .parameters import ParameterError, check_parameters
+from .parameters import check_parameters
 from .plots import draw_history
 from .prompt import SoftPrompt, from_labels, from_random, from_vocabulary
+from .rejection import least_confidence, most_probable
 from .rows import HeldOut, choose_reading, fit_rows, leaves_out_words
 from .task import Task
 from .text_cache import TextCache, frozen_length
@@ -439,7 +439,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if prompt is not None and backbone.kind == "causal" and compiled.layout.n_soft_prefix:
             start = torch.tensor(compiled.layout.before_prompt, dtype=torch.long)
             prompt = torch.cat([backbone.embed(start).float(), prompt])  # PEFT puts its vectors before everything
-            peft = _peft_config(backbone, len(prompt))
+            peft = peft_config(backbone, len(prompt))
         state = {
             "verbtune": metadata.version("verbtune"),
             "base_model": {"name": backbone.name, "kind": backbone.kind, "fingerprint": backbone.fingerprint},
@@ -455,6 +455,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             second = {"deep_prompts": opinion.deep.cpu(), "rows": opinion.rows.cpu()}
             state["second_opinion"] = {"weight": opinion.weight, "bias": opinion.bias.tolist()}
         tensors = {k: v.cpu() for k, v in self.verbalizer_.state_dict().items() if k not in ("owner", "weights")}
+        parts = {"rows": "rows" in tensors, "deep prompts": second, "soft tokens": self.parameters_["steps"]}
+        learned = [name for name, there in parts.items() if there]
         saved = artifact.Artifact(
             self.task_,
             None if prompt is None else prompt.float().cpu(),
@@ -462,7 +464,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             tensors,
             state,
             peft,
-            _card(self),
+            model_card(self.task_, compiled, self.classes_.tolist(), learned, self.trained_parameters_),
         )
         artifact.write(Path(folder), saved)
 
@@ -666,40 +668,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return history
 
 
-def most_probable(classes: NDArray[Any], probabilities: NDArray[np.float64], least: float | None) -> NDArray[Any]:
-    """The most probable of the classes (C,) by each row (N, C), or `None` where it is less probable than `least`."""
-    best: NDArray[Any] = classes[probabilities.argmax(axis=1)]
-    if least is not None:
-        best = best.astype(object)
-        best[probabilities.max(axis=1) < least] = None
-    return best
-
-
-def least_confidence(calibration: Calibration, reject_at: float, whose: str = "") -> float:
-    """The confidence that an answer needs, as of `PromptClassifier.rejection_threshold`; errors begin with `whose`."""
-    number = isinstance(reject_at, numbers.Real) and not isinstance(reject_at, bool | np.bool_)
-    if not number or not 0 < reject_at < 1:
-        raise ParameterError(
-            f"{whose}reject_at={reject_at!r} must be a number above 0 and below 1; give the part of the answers that "
-            "may be wrong, such as 0.05"
-        )
-    _, rates = calibration.error_rates()
-    if not len(rates):
-        raise ParameterError(
-            f"{whose}reject_at={reject_at!r} has no held-out texts to go by; fit with verbalizer='learned' and at "
-            "least two texts of each class"
-        )
-    least = calibration.threshold(float(reject_at))
-    if math.isinf(least):
-        warnings.warn(
-            f"{whose}reject_at={reject_at!r} is less than the held-out training texts can show, which is "
-            f"{min(1, math.ceil(1000 * rates.min()) / 1000):g} at best, so every text is rejected; allow more "
-            "errors or fit on more texts",
-            stacklevel=4,
-        )
-    return least
-
-
 def _fit_rows(
     compiled: CompiledTask, verbalizer: Verbalizer, prompt: SoftPrompt | None, texts: _Labelled, seed: int
 ) -> _Fitted:
@@ -746,44 +714,3 @@ def _fit_rows(
     verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
     verbalizer.to(backbone.device)
     return _Fitted(reading.strength, calibration, against, manual, reading.center, held_out)
-
-
-def _peft_config(backbone: Backbone, n: int) -> dict[str, Any]:
-    config = backbone.model.config.get_text_config()
-    return {
-        "peft_type": "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": backbone.name,
-        "num_virtual_tokens": n,
-        "token_dim": int(backbone.model.get_input_embeddings().weight.shape[1]),
-        "num_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_transformer_submodules": 1,
-        "prompt_tuning_init": "RANDOM",
-        "inference_mode": True,
-    }
-
-
-def _card(clf: PromptClassifier) -> str:
-    backbone = clf.compiled_.backbone
-    peft = ""
-    if backbone.kind == "causal" and clf.compiled_.layout.n_soft_prefix:
-        peft = (
-            "\nPEFT can load the soft prompt as well. It holds the embeddings of the leading special tokens, so encode "
-            "the text with `add_special_tokens=False`; template and verbalizer are not part of PEFT's format.\n"
-        )
-    parts = {"rows": clf.verbalizer_.rows is not None, "deep prompts": clf.second_opinion_}
-    parts["soft tokens"] = clf.parameters_["steps"]
-    learned = " and ".join(name for name, there in parts.items() if there).capitalize() or "The manual prompt"
-    return (
-        "---\nlibrary_name: verbtune\npipeline_tag: text-classification\n"
-        f"base_model: {backbone.name or 'unknown'}\n---\n"
-        f"# {clf.task_.task}\n\n{clf.task_.description}\n\n"
-        f"{learned} for the frozen {backbone.kind} language model `{backbone.name}` "
-        f"({clf.trained_parameters_} trained numbers).\n\n"
-        f"- Template: `{clf.task_.template_for(backbone.kind)}`\n"
-        f"- Classes: {', '.join(map(str, clf.classes_))}\n\n"
-        "```python\nfrom verbtune import PromptClassifier\n\n"
-        'clf = PromptClassifier.from_pretrained("PATH OF THIS FOLDER")\n'
-        'clf.predict_proba(["…"])\n```\n' + peft
-    )
