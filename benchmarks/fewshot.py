@@ -6,7 +6,7 @@
 
 The first command measures the methods on the model. `run` measures a probe on a twin of its architecture with random
 weights, so that what training is worth can be seen; it resumes where it was interrupted, and its records go to
-`benchmarks/records/fewshot-*.json`. `table` writes `benchmarks/fewshot.md` from both.
+`benchmarks/records/fewshot-*.json`. `table` writes `benchmarks/fewshot.md` and the tables of the model cards from both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from accuracy import FROZEN, MODELS, RECORDS, common, keep, measured
+from accuracy import FROZEN, GENERATED, MODELS, RECORDS, common, keep, measured
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from verbtune import Backbone
@@ -27,6 +27,8 @@ from verbtune.bench import SEEDS
 from verbtune.bench import run as run_bench
 
 PAGE = Path(__file__).parent / "fewshot.md"
+BUILTIN = Path(__file__).parents[1] / "verbtune" / "builtin"
+CARDS = {kind: BUILTIN / kind / "README.md" for kind in ("masked", "causal")}
 TASKS = (
     *("sst2", "sst5", "cr", "uci_sentences", "imdb", "agnews", "trec6", "snips", "banking77", "clinc150", "emotion"),
     *("tweet_emotion", "sms_spam", "sib200_en"),
@@ -78,8 +80,10 @@ def random_twin(model: str) -> Backbone:
 
 @main.command()
 def table() -> None:
-    """Write `fewshot.md` from the records."""
+    """Write `fewshot.md`, and the tables of the model cards, from the records."""
     PAGE.write_text(written(), "utf-8")
+    for kind in CARDS:
+        CARDS[kind].write_text(card(kind), "utf-8")
 
 
 def written() -> str:
@@ -95,6 +99,12 @@ def written() -> str:
     for model in MODELS:
         blocks += [f"## {model}", *model_blocks(model.removeprefix("builtin/"))]
     return "\n\n".join(blocks) + "\n"
+
+
+def card(kind: str) -> str:
+    """The model card as the records want it."""
+    blocks = "\n\n".join(model_blocks(kind))
+    return GENERATED.sub(lambda found: f"{found[1]}\n{blocks}\n\n{found[3]}", CARDS[kind].read_text("utf-8"))
 
 
 def model_blocks(kind: str) -> list[str]:

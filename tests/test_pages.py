@@ -23,6 +23,14 @@ def test_a_page_says_what_its_records_say(name: str, scripts: Path) -> None:
     assert module.written() == (scripts / f"{name}.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_a_model_card_says_what_the_records_say(kind: str, scripts: Path) -> None:
+    module = importlib.import_module("fewshot")
+    text = module.CARDS[kind].read_text("utf-8")
+    assert module.card(kind) == text
+    assert "<!-- fewshot -->" in text
+
+
 def test_the_page_of_speed_says_what_its_record_says(scripts: Path) -> None:
     report = importlib.import_module("speed_report")
     record = json.loads((scripts / "records" / "speed.json").read_text("utf-8"))
