@@ -1,7 +1,7 @@
 # The two commands of the README are `make bench` and `make test`; both need nothing but Python 3.11.
 PYTHON ?= python3
 VENV := .venv
-# What fits in twenty minutes on two cores; without --methods `verbtune bench` runs in-context learning, LoRA and
+# What takes some twenty minutes; without --methods `verbtune bench` runs in-context learning, LoRA and
 # fine-tuning as well.
 METHODS := majority,tfidf,zero-shot,zero-shot+batch,linear-probe,linear-probe+text,verbtune
 BIN := $(VENV)/bin

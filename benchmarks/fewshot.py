@@ -27,8 +27,8 @@ from verbtune.bench import SEEDS
 from verbtune.bench import run as run_bench
 
 PAGE = Path(__file__).parent / "fewshot.md"
-BUILTIN = Path(__file__).parents[1] / "verbtune" / "builtin"
-CARDS = {kind: BUILTIN / kind / "README.md" for kind in ("masked", "causal")}
+PACKAGE = Path(__file__).parents[1] / "verbtune"
+CARDS = {model.removeprefix("builtin/"): PACKAGE / model / "README.md" for model in MODELS}
 TASKS = (
     *("sst2", "sst5", "cr", "uci_sentences", "imdb", "agnews", "trec6", "snips", "banking77", "clinc150", "emotion"),
     *("tweet_emotion", "sms_spam", "sib200_en"),
