@@ -53,7 +53,8 @@ REPORTED = (
     *("sst5", "pt_sentiment_multi", "pt_tweet_sentiment", "support_intent", "intencao", "sentimento"),
 )
 BUNDLED = ("sentiment", "support_intent", "intencao", "sentimento")
-MANY_CLASSES = ("banking77", "clinc150")  # methods that train take hours there: not run
+MANY_CLASSES = ("banking77", "clinc150")  # methods that train take hours there: the group `many` has some of them
+TRAINED_ON_MANY = ("lora", "fine-tuning", "setfit")
 RATE_SETS = ("sst2", "trec6")
 RATE_SEED = 7
 STEPS = 100
@@ -104,6 +105,7 @@ WHOLE: tuple[tuple[str, list[int], str | None], ...] = (  # groups, labels a cla
     ("frozen", [4, 16, 64], None),
     ("frozen", [256], ",".join(CURVE_SETS)),
     ("trained", [4, 16, 64], None),
+    ("many", [16], None),
     ("ablation", [16], None),
     ("length", [16], None),
 )
@@ -201,6 +203,9 @@ def register(model: str, group: str) -> list[str]:
         every = {named(m, n): of_length(m, n, chosen.get(m, 0.0)) for m, lengths in LENGTHS.items() for n in lengths}
         METHODS.update(every)
         return list(every)
+    if group == "many":
+        METHODS.update({method: trained(method, chosen[method]) for method in TRAINED_ON_MANY})
+        return list(TRAINED_ON_MANY)
     names = ["in-context+batch"]  # trains nothing, but is as slow
     for method, rate in chosen.items():
         METHODS[method] = trained(method, rate)
@@ -314,7 +319,7 @@ def rates(data: Path, work: Path, threads: int, model: str, limit: int) -> None:
 @work_option
 @threads_option
 @click.option("--model", type=click.Choice(MODELS), required=True)
-@click.option("--group", type=click.Choice(["frozen", "trained", "ablation", "length"]), required=True)
+@click.option("--group", type=click.Choice(["frozen", "trained", "many", "ablation", "length"]), required=True)
 @click.option("--shots", default="16", show_default=True, callback=numbers)
 @click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True, callback=numbers)
 @click.option("--tasks", default=None, help="Some of the sets only, with commas.")
@@ -334,7 +339,7 @@ def run(
 ) -> None:
     """Measure a group of methods; ablation and prompt lengths on tuning sets only."""
     torch.set_num_threads(threads)
-    sets = {"ablation": TUNING, "length": CURVE_SETS}.get(group, (*TUNING, *REPORTED))
+    sets = {"ablation": TUNING, "length": CURVE_SETS, "many": MANY_CLASSES}.get(group, (*TUNING, *REPORTED))
     if group == "trained":
         sets = tuple(name for name in sets if name not in MANY_CLASSES)
     if tasks:
@@ -402,12 +407,13 @@ def block(name: str) -> str:
         return "\n".join(["", *bars(records), ""])
     if group == "together":
         return "\n".join(["", *together(records, measured("frozen", kind)), ""])
-    if group in ("trained", "ablation", "length"):  # beside the others, or the default, on the same sets and seeds
+    both = group in ("frozen", "trained", "many")  # tuning sets and reported ones
+    if group != "frozen":  # beside the others, or the default, on the same sets and seeds
         asked = {(r["task"], r["shots"], r["seed"]) for r in records}
-        beside = FROZEN if group == "trained" else ("verbtune",)
+        beside = FROZEN if both else ("verbtune",)
         frozen = [r for r in measured("frozen", kind) if r["method"] in beside]
         records += [r for r in frozen if (r["task"], r["shots"], r["seed"]) in asked]
-    return "\n".join(tables(records, split=group in ("frozen", "trained")))
+    return "\n".join(tables(records, split=both))
 
 
 def bars(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -580,16 +586,17 @@ def table(records: Sequence[dict[str, Any]]) -> list[str]:
         seeds = [[r["accuracy"] for r in cells[method, t]] for t in tasks]
         return statistics.mean(statistics.stdev(each) for each in seeds if len(each) > 1)
 
-    n_seeds = {len(found) for found in cells.values()}
+    n_seeds = sorted({len(found) for found in cells.values()})
+    seeds = f"{' or '.join(map(str, n_seeds))} seed{'s' * (n_seeds[-1] > 1)}"
     lines = [
-        f"Means over {len(tasks)} sets ({', '.join(tasks)}), {' or '.join(map(str, sorted(n_seeds)))} seeds each.",
+        f"Means over {len(tasks)} set{'s' * (len(tasks) > 1)} ({', '.join(tasks)}), {seeds} each.",
         "",
         "| method | accuracy, % | ± over seeds | NLL | ECE | trained numbers | fit, s | " + " | ".join(tasks) + " |",
         "|---|" + "---:|" * (6 + len(tasks)),
     ]
     for method in sorted(methods, key=lambda m: -mean(m, "accuracy")):
         each = " | ".join(f"{100 * statistics.mean(r['accuracy'] for r in cells[method, t]):.1f}" for t in tasks)
-        deviation = f"{100 * spread(method):.1f}" if max(n_seeds) > 1 else ""
+        deviation = f"{100 * spread(method):.1f}" if n_seeds[-1] > 1 else ""
         lines.append(
             f"| {method} | {100 * mean(method, 'accuracy'):.1f} | {deviation} | {mean(method, 'nll'):.2f} "
             f"| {mean(method, 'ece'):.3f} | {mean(method, 'trained_parameters'):,.0f} "
