@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from conftest import tiny
 from transformers.utils import logging
 
-from verbtune import PromptClassifier, bench, classifier, cli
+from verbtune import PromptClassifier, answers, bench, classifier, cli
 from verbtune.tuning import History
 
 SPEC_DICT = {
@@ -535,14 +535,14 @@ def half_sure(trained: Path) -> tuple[Path, list[str], list[str | None]]:
     middle = (confidence.min() + confidence.max()) / 2
     clf.calibration_ = dataclasses.replace(clf.calibration_, right=np.full(400, middle), wrong=np.empty(0))
     clf.save_pretrained(trained.parent / "half-sure")
-    answers = [label if sure else None for label, sure in zip(clf.predict(texts), confidence >= middle, strict=True)]
-    assert len({label is None for label in answers}) == 2
-    return trained.parent / "half-sure", texts, answers
+    labels = [label if sure else None for label, sure in zip(clf.predict(texts), confidence >= middle, strict=True)]
+    assert len({label is None for label in labels}) == 2
+    return trained.parent / "half-sure", texts, labels
 
 
 def test_predict_with_a_rate_leaves_lines_empty(run: Run, half_sure: Any) -> None:
-    folder, texts, answers = half_sure
-    source, plain = "\n".join(texts), [label or "" for label in answers]
+    folder, texts, labels = half_sure
+    source, plain = "\n".join(texts), [label or "" for label in labels]
     assert run("predict", folder, "--reject-at", 0.9, input=source).stdout.split("\n") == [*plain, ""]
     lines = run("predict", folder, "--reject-at", 0.9, "--proba", input=source).stdout.splitlines()
     assert [line.split("\t")[0] for line in lines] == plain
@@ -551,23 +551,23 @@ def test_predict_with_a_rate_leaves_lines_empty(run: Run, half_sure: Any) -> Non
 
 
 def test_predict_with_a_rate_writes_null_and_empty_cells(run: Run, half_sure: Any) -> None:
-    folder, texts, answers = half_sure
+    folder, texts, labels = half_sure
     with Path("in.csv").open("w", encoding="utf-8", newline="") as lines:
         csv.writer(lines).writerows([["text"], *([text] for text in texts)])
     for name in ("out.csv", "out.jsonl"):
         run("predict", folder, "--input", "in.csv", "--output", name, "--reject-at", "0.9", "--proba")
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
-    assert [row["prediction"] for row in rows] == [label or "" for label in answers]
+    assert [row["prediction"] for row in rows] == [label or "" for label in labels]
     assert all(0 <= float(row["p(negative)"]) <= 1 for row in rows)
     found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert [row["prediction"] for row in found] == answers
+    assert [row["prediction"] for row in found] == labels
     assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in found)
 
 
 def test_predict_with_a_rate_that_is_not_reached_warns_once(
     run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "ROWS_PER_CHUNK", 1)
+    monkeypatch.setattr(answers, "ROWS_PER_CHUNK", 1)
     result = run("predict", trained, "--reject-at", "0.001", input="good\nbad\n")
     assert result.stdout == "\n\n"
     (warning,) = result.stderr.splitlines()
@@ -606,7 +606,7 @@ def test_predict_with_another_path_to_the_model(run: Run, trained: Path, models:
 
 def test_predict_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than a chunk of rows is read before its results are there."""
-    monkeypatch.setattr(cli, "ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(answers, "ROWS_PER_CHUNK", 3)
     clf = PromptClassifier(SPEC_DICT, model=tiny("bert"), steps=0).fit(*zip(*ROWS, strict=True))
     read = 0
 
@@ -616,7 +616,7 @@ def test_predict_streams(monkeypatch: pytest.MonkeyPatch) -> None:
             read += 1
             yield f"x:{read}", {"n": read}, {"text": f"good {read}"}
 
-    results = cli._results(clf, endless(), False, False)
+    results = answers._answers(clf, endless(), proba=False, least=0.0, on_screen=False)
     assert [next(results)[0]["n"] for _ in range(3)] == [1, 2, 3]
     assert read == 3
     assert [next(results)[0]["n"] for _ in range(4)] == [4, 5, 6, 7]
@@ -626,7 +626,7 @@ def test_predict_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_predict_in_chunks_says_the_same(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "".join(f"{text} {i}\n" for i in range(5) for text, _ in ROWS)
     whole = run("predict", trained, input=source).stdout
-    monkeypatch.setattr(cli, "ROWS_PER_CHUNK", 3)
+    monkeypatch.setattr(answers, "ROWS_PER_CHUNK", 3)
     assert run("predict", trained, input=source).stdout == whole
     assert whole.count("\n") == 20
 
@@ -671,7 +671,7 @@ def test_predict_on_a_bad_row(run: Run, trained: Path, name: str, content: bytes
 def test_predict_loses_no_column(
     run: Run, trained: Path, form: str, column: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "ROWS_PER_CHUNK", 1)  # so that something is written before
+    monkeypatch.setattr(answers, "ROWS_PER_CHUNK", 1)  # so that something is written before
     rows = [{"text": "good"}, {"text": "bad"}, {"text": "so so", column: 1}]
     Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = sorted(Path().iterdir())

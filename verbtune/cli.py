@@ -7,21 +7,18 @@ error. Exit codes: 0, 1 for a job that failed, 2 for a wrong call, 130 after Ctr
 from __future__ import annotations
 
 import atexit
-import contextlib
-import csv
 import dataclasses
 import gc
 import inspect
 import io
-import itertools
 import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -29,15 +26,12 @@ from .task import Answer, Field, Literal, Soft, Task, TaskError, bundled_tasks, 
 
 if TYPE_CHECKING:
     from .backbone import Backbone
-    from .classifier import PromptClassifier
     from .encode import Row
     from .lint import Problem
 
 __all__ = ["main"]
 
-ROWS_PER_CHUNK = 4096
 OWN_OPTIONS = {"task": "the argument TASK", "model": "--model", "random_state": "--seed"}
-ODD = "backslashreplace"  # of what an encoding lacks; in JSON it is the right way to write a lone surrogate
 ENVIRONMENT = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -48,8 +42,6 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
-Result: TypeAlias = tuple[dict[str, Any], Any, dict[str, float] | None]
-
 
 class _Commands(click.Group):
     """A group whose errors are one line each, without usage and without traceback."""
@@ -58,7 +50,7 @@ class _Commands(click.Group):
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors=ODD)
+            sys.stdout.reconfigure(errors="backslashreplace")
         atexit.register(gc.freeze)  # or the exit takes a second to look for garbage in what was imported
         kwargs["standalone_mode"] = False
         code: int
@@ -443,7 +435,8 @@ def predict(
     left behind.
     """
     from . import PromptClassifier
-    from .data import DataError, form_of, stream_rows
+    from .answers import stream_answers
+    from .data import DataError, form_of
 
     try:
         form_in, form_out = (form_of(path, form) if path else form or "text" for path in (source, output))
@@ -453,127 +446,9 @@ def predict(
         raise click.UsageError(f"--format {form}: {source} is {form_in} and {output} is {form_out}; leave --format out")
     clf = PromptClassifier.from_pretrained(folder, model=_load(model) if model else None)
     least = 0.0 if reject_at is None else clf.rejection_threshold(reject_at)
-    with _reading(source) as lines, _writing(output) as stream:
-        rows = stream_rows(lines, clf.task_, name=str(source or "standard input"), form=form_in)
-        if form_out != "text":
-            of_classes = ["probabilities"] if form_out == "jsonl" else [f"p({name})" for name in clf.classes_.tolist()]
-            rows = _kept(rows, form_out, ["prediction", *of_classes] if proba else ["prediction"])
-        _WRITERS[form_out](stream, _results(clf, rows, proba, output is None, least))
-
-
-def _kept(
-    rows: Iterator[tuple[str, dict[str, Any], Row]], form: str, added: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any], Row]]:
-    """Pass rows on, but refuse one of which the output would lose a column."""
-    from .data import DataError
-
-    columns: Collection[str] = ()
-    for where, record, row in rows:
-        columns = columns or record.keys()
-        for name in record:
-            if name in added:
-                raise DataError(f"{where}: the column {name!r} would be overwritten with what predict says; rename it")
-            if form == "csv" and name not in columns:
-                raise DataError(f"{where}: the column {name!r} is not in the first row, as CSV wants it; write JSONL")
-        yield where, record, row
-
-
-def _results(
-    clf: PromptClassifier,
-    rows: Iterator[tuple[str, dict[str, Any], Row]],
-    proba: bool,
-    on_screen: bool,
-    least: float = 0.0,
-) -> Iterator[Result]:
-    """Yield record, label if it is at least so probable, and probabilities if wanted, a chunk of rows at a time."""
-    from tqdm import tqdm
-
-    classes = clf.classes_.tolist()
-    hidden = not sys.stderr.isatty() or (on_screen and sys.stdout.isatty())
-    with tqdm(desc="predicting", unit=" texts", disable=hidden, leave=False) as bar:
-        while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
-            probabilities = clf.predict_proba([row for _, _, row in chunk])
-            for (_, record, _), p in zip(chunk, probabilities, strict=True):
-                yield (
-                    record,
-                    classes[p.argmax()] if p.max() >= least else None,
-                    dict(zip(map(str, classes), p.tolist(), strict=True)) if proba else None,
-                )
-            bar.update(len(chunk))
-
-
-def _write_lines(stream: TextIO, results: Iterator[Result]) -> None:
-    for _, label, probabilities in results:
-        highest = "" if probabilities is None else f"\t{max(probabilities.values()):.6f}"
-        stream.write(f"{'' if label is None else label}{highest}\n")
-
-
-def _write_csv(stream: TextIO, results: Iterator[Result]) -> None:
-    writer = None
-    for record, label, probabilities in results:
-        columns = {f"p({name})": f"{p:.6f}" for name, p in (probabilities or {}).items()}
-        record = {**record, "prediction": label, **columns}
-        if writer is None:
-            writer = csv.DictWriter(stream, list(record), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(record)
-
-
-def _write_jsonl(stream: TextIO, results: Iterator[Result]) -> None:
-    for record, label, probabilities in results:
-        extra = {} if probabilities is None else {"probabilities": probabilities}
-        stream.write(json.dumps({**record, "prediction": label, **extra}, ensure_ascii=False) + "\n")
-
-
-_WRITERS: dict[str, Callable[[TextIO, Iterator[Result]], None]] = {
-    "text": _write_lines,
-    "csv": _write_csv,
-    "jsonl": _write_jsonl,
-}
-
-
-@contextlib.contextmanager
-def _reading(path: Path | None) -> Iterator[TextIO]:
-    """Open the input as UTF-8, whatever the locale says."""
-    from .data import UNDECODED, open_text
-
-    if path:
-        with open_text(path) as stream:
-            yield stream
-        return
-    if sys.stdin.isatty():
+    if source is None and sys.stdin.isatty():
         click.echo("Reading texts from the terminal, one a line; Ctrl-D ends them.", err=True)
-    yield _utf8(sys.stdin, "utf-8-sig", UNDECODED)
-
-
-@contextlib.contextmanager
-def _writing(path: Path | None) -> Iterator[TextIO]:
-    """Open the output as UTF-8; a file gets its name only when it is whole."""
-    if path is None:
-        yield _utf8(sys.stdout, "utf-8", ODD)
-        return
-    whole = not path.exists() or path.is_file()  # and no pipe or device
-    path = path.resolve() if whole else path
-    temporary = path.with_name(f".{path.name}.{os.getpid()}") if whole else path
-    try:
-        stream = temporary.open("w", encoding="utf-8", errors=ODD, newline="")
-    except OSError as error:
-        raise click.ClickException(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        with stream:
-            yield stream
-        if whole:
-            temporary.replace(path)
-    except BaseException:
-        if whole:
-            temporary.unlink()
-        raise
-
-
-def _utf8(stream: TextIO, encoding: str, errors: str) -> TextIO:
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(encoding=encoding, errors=errors, newline="")
-    return stream
+    stream_answers(clf, source, output, form_in=form_in, form_out=form_out, proba=proba, least=least)
 
 
 @main.command()
