@@ -19,7 +19,7 @@ ORDER = [
     "loading", "backbone", "text_cache", "compiled",
     "lint", "calibration", "rows", "data", "parameters", "rejection", "tuning", "contrast", "deep", "plots", "card",
     "classifier", "bank",
-    "baselines", "metrics", "summary", "bench", "report", "cli",
+    "baselines", "metrics", "summary", "bench", "document", "report", "answers", "cli",
 ]  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
 EVERY = sorted(PACKAGE.rglob("*.py"))

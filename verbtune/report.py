@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,44 +12,18 @@ import numpy as np
 
 from . import baselines, plots
 from .bench import Failure, Outcome, predictions, write_whole
+from .document import Block, Heading, Picture, Table, Text, as_html, as_markdown, plain
 from .metrics import reliability
 from .summary import Comparison, Record, Row, Summary, label, shown_length, summarize
 
 __all__ = ["table", "write"]
 
+TITLE = "verbtune bench"
 COLUMNS = 5  # tasks side by side; more of them get a table of their own
 UNTRAINED = "zero-shot"
 REFERENCES = ("lora", "fine-tuning")
 BARS = "; bars are one standard deviation over the seeds to each side"
 
-
-@dataclasses.dataclass(frozen=True)
-class _Heading:
-    level: int
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Text:
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    """Cells of Markdown inline text; the first column to the left, the others to the right."""
-
-    header: list[str]
-    rows: list[list[str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Picture:
-    name: str
-    svg: str
-    caption: str
-
-
-_Block = _Heading | _Text | _Table | _Picture
 _Measured = TypeVar("_Measured", Record, Row)
 
 
@@ -62,7 +35,7 @@ def table(summary: Summary) -> str:
     summary : Summary
     """
     shown = dataclasses.replace(summary, rows=_shown(summary.rows))
-    return _markdown(_main_tables(shown)) if summary.rows else "No measurement was finished.\n"
+    return as_markdown(_main_tables(shown)) if summary.rows else "No measurement was finished.\n"
 
 
 def write(outcome: Outcome, folder: str | Path) -> None:
@@ -82,20 +55,20 @@ def write(outcome: Outcome, folder: str | Path) -> None:
     folder = Path(folder)
     blocks = list(_report(outcome, folder))
     for block in blocks:
-        if isinstance(block, _Picture):
+        if isinstance(block, Picture):
             write_whole(folder / "pictures" / f"{block.name}.svg", _standalone(block.svg))
-    write_whole(folder / "report.md", _markdown(blocks))
-    write_whole(folder / "report.html", _html(blocks))
+    write_whole(folder / "report.md", as_markdown(blocks))
+    write_whole(folder / "report.html", as_html(blocks, title=TITLE))
 
 
-def _report(outcome: Outcome, folder: Path) -> Iterator[_Block]:
+def _report(outcome: Outcome, folder: Path) -> Iterator[Block]:
     records, summary = outcome.records, summarize(outcome.records)
-    yield _Heading(1, "verbtune bench")
+    yield Heading(1, TITLE)
     if outcome.failures:
         n, total = len(outcome.failures), len(outcome.failures) + len(records)
-        yield _Text(f"**{n} of {total} measurements failed**; they are listed under Failures.")
+        yield Text(f"**{n} of {total} measurements failed**; they are listed under Failures.")
     if not records:
-        yield _Text("No measurement was finished.")
+        yield Text("No measurement was finished.")
     else:
         shown = dataclasses.replace(summary, rows=_shown(summary.rows))
         yield from _main_tables(shown)
@@ -161,9 +134,9 @@ _CELLS: dict[str, Callable[[Row, int], str]] = {
 }
 
 
-def _table_of(rows: Sequence[Row], n_seeds: int, *names: str) -> _Table:
+def _table_of(rows: Sequence[Row], n_seeds: int, *names: str) -> Table:
     columns = [name for name in names if name != "worst seed" or n_seeds > 1]
-    return _Table(columns, [[_CELLS[column](row, n_seeds) for column in columns] for row in rows])
+    return Table(columns, [[_CELLS[column](row, n_seeds) for column in columns] for row in rows])
 
 
 def _joined(values: Sequence[object]) -> str:
@@ -194,7 +167,7 @@ def _title(items: Sequence[_Measured]) -> str:
     model, shots = items[0].model, items[0].shots
     # Two or more classes that all have so many texts give a multiple of it.
     short = any(item.n_train < 2 * shots or item.n_train % shots for item in items)
-    return f"{_plain(model)}, {'at most ' * short}{shots} training text{'s' * (shots > 1)} a class"
+    return f"{plain(model)}, {'at most ' * short}{shots} training text{'s' * (shots > 1)} a class"
 
 
 def _shown(items: Sequence[_Measured]) -> list[_Measured]:
@@ -216,11 +189,11 @@ def _overall(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.task is None] if len({row.task for row in rows}) > 1 else list(rows)
 
 
-def _main_tables(summary: Summary) -> Iterator[_Block]:
+def _main_tables(summary: Summary) -> Iterator[Block]:
     n_seeds = len(summary.seeds)
     for title, rows in _settings(summary.rows):
         tasks = _tasks(rows)
-        yield _Heading(2, f"Accuracy: {title}")
+        yield Heading(2, f"Accuracy: {title}")
         spread = (
             f"mean ± standard deviation (n − 1) over {n_seeds} seeds ({_joined(summary.seeds)}); each seed draws its "
             "own training texts, the same for all methods"
@@ -228,7 +201,7 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
             else f"of one seed ({summary.seeds[0]}); all methods saw the same training texts"
         )
         sizes = {row.task: (row.n_train, row.n_test) for row in rows}
-        yield _Text(
+        yield Text(
             f"Accuracy on the test texts in %, {spread}. Bold: the highest of a column. Training and test texts: "
             + "; ".join(f"{task} {sizes[task][0]:,} and {sizes[task][1]:,}" for task in tasks)
             + "."
@@ -254,7 +227,7 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
             if end >= len(tasks):
                 chosen |= ({"mean of tasks": columns["mean of tasks"]} if len(tasks) > 1 else {}) | shared
             body = [[name, *cells] for name, *cells in zip(names, *chosen.values(), strict=True)]
-            yield _Table(["method", *chosen], body)
+            yield Table(["method", *chosen], body)
         legend = (
             "ECE: expected calibration error, 0 is best. Trained: parameters. Fit: "
             f"{'the median over the seeds, ' * (n_seeds > 1)}on this machine."
@@ -264,7 +237,7 @@ def _main_tables(summary: Summary) -> Iterator[_Block]:
         copies = [method for method in REFERENCES if method in {row.method for row in rows}]
         if copies:
             legend += f" Upper reference{'s' * (len(copies) > 1)}, with a copy of the LM: {_joined(copies)}."
-        yield _Text(legend)
+        yield Text(legend)
 
 
 def _aligned(rows: Sequence[Row], cells: Sequence[str], names: Sequence[str], missing: str) -> list[str]:
@@ -273,10 +246,10 @@ def _aligned(rows: Sequence[Row], cells: Sequence[str], names: Sequence[str], mi
     return [by_name.get(name, missing) for name in names]
 
 
-def _task_tables(summary: Summary) -> Iterator[_Block]:
+def _task_tables(summary: Summary) -> Iterator[Block]:
     n_seeds = len(summary.seeds)
-    yield _Heading(2, "Every task in full")
-    yield _Text(
+    yield Heading(2, "Every task in full")
+    yield Text(
         "NLL: negative log-likelihood in nats. ECE: expected calibration error, 15 bins. Brier: squared differences, "
         "summed over the classes. All three: lower is better."
         + " ±: standard deviation (n − 1) over the seeds."
@@ -286,7 +259,7 @@ def _task_tables(summary: Summary) -> Iterator[_Block]:
     for title, rows in _settings(summary.rows):
         for task in _tasks(rows):
             own = [row for row in rows if row.task == task]
-            yield _Heading(3, f"{task}: {title}")
+            yield Heading(3, f"{task}: {title}")
             table = _table_of(own, n_seeds, "method", *scores, "fit, s", "predict, ms a text")
             for head, metric in (("accuracy, %", "accuracy"), ("macro-F1, %", "macro_f1")):
                 at = table.header.index(head)
@@ -295,12 +268,12 @@ def _task_tables(summary: Summary) -> Iterator[_Block]:
             yield table
 
 
-def _comparison_tables(summary: Summary) -> Iterator[_Block]:
-    yield _Heading(2, f"Is {baselines.MAIN} better? Paired tests")
+def _comparison_tables(summary: Summary) -> Iterator[Block]:
+    yield Heading(2, f"Is {baselines.MAIN} better? Paired tests")
     if not summary.comparisons:
-        yield _Text(f"There is nothing to pair: that takes {baselines.MAIN}, a baseline, and two tasks or seeds.")
+        yield Text(f"There is nothing to pair: that takes {baselines.MAIN}, a baseline, and two tasks or seeds.")
         return
-    yield _Text(
+    yield Text(
         "Difference: accuracy of the main method minus the baseline's, in percentage points, mean over all pairs of "
         "task and seed. Interval: 95 %, bootstrap over tasks and, within them, seeds. p: two-sided sign-flip "
         "permutation test over the pairs, exact for up to 14 of them, not corrected for the number of baselines; it "
@@ -310,8 +283,8 @@ def _comparison_tables(summary: Summary) -> Iterator[_Block]:
     for title, rows in _settings(summary.rows):
         own = [c for c in summary.comparisons if (c.model, c.shots) == (rows[0].model, rows[0].shots)]
         if own:
-            yield _Heading(3, f"{own[0].main}: {title}")
-            yield _Table(header, [_comparison_row(c) for c in own])
+            yield Heading(3, f"{own[0].main}: {title}")
+            yield Table(header, [_comparison_row(c) for c in own])
 
 
 def _comparison_row(c: Comparison) -> list[str]:
@@ -328,12 +301,12 @@ def _points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
-def _cost_tables(summary: Summary) -> Iterator[_Block]:
+def _cost_tables(summary: Summary) -> Iterator[Block]:
     tuned = [(title, [r for r in _overall(rows) if r.trained_parameters]) for title, rows in _settings(summary.rows)]
     if not any(rows for _, rows in tuned):
         return
-    yield _Heading(2, "What training costs")
-    yield _Text(
+    yield Heading(2, "What training costs")
+    yield Text(
         "Medians over the seeds. " * (len(summary.seeds) > 1)
         + "Of several tasks, the mean. " * (len(_tasks(summary.rows)) > 1)
         + "Memory: by how much fitting raised the process's resident memory at most, with the LM already loaded (on a "
@@ -342,48 +315,48 @@ def _cost_tables(summary: Summary) -> Iterator[_Block]:
     costs = ("trained parameters", "peak memory, MB", "saved", "fit, s")
     for title, rows in tuned:
         if rows:
-            yield _Heading(3, title)
+            yield Heading(3, title)
             yield _table_of(rows, len(summary.seeds), "method", "accuracy, %", *costs)
 
 
-def _failure_table(outcome: Outcome) -> Iterator[_Block]:
-    yield _Heading(2, "Failures")
+def _failure_table(outcome: Outcome) -> Iterator[Block]:
+    yield Heading(2, "Failures")
     if not outcome.failures:
-        yield _Text("None.")
+        yield Text("None.")
         return
-    yield _Text("Each with its traceback in `results.json`. Running the bench again tries them again.")
+    yield Text("Each with its traceback in `results.json`. Running the bench again tries them again.")
     alike: dict[tuple[str, str, str], list[Failure]] = {}
     for failure in outcome.failures:
         alike.setdefault((failure.task, failure.model, failure.error), []).append(failure)
-    yield _Table(
+    yield Table(
         ["task", "model", "methods", "shots", "seeds", "error"],
         [
             [
                 task,
-                _plain(model),
+                plain(model),
                 *(
                     _joined(list(dict.fromkeys(values)))
                     for values in (map(_name, failures), (f.shots for f in failures), (f.seed for f in failures))
                 ),
-                _plain(error),
+                plain(error),
             ]
             for (task, model, error), failures in alike.items()
         ],
     )
 
 
-def _provenance(records: Sequence[Record]) -> Iterator[_Block]:
-    yield _Heading(2, "Made with")
+def _provenance(records: Sequence[Record]) -> Iterator[Block]:
+    yield Heading(2, "Made with")
     versions = dict.fromkeys(tuple(record.versions.items()) for record in records)
     for version in versions:
-        yield _Text(_joined([f"{name} {number}" for name, number in version]) + ".")
+        yield Text(_joined([f"{name} {number}" for name, number in version]) + ".")
     models = dict.fromkeys((record.model, record.model_fingerprint) for record in records)
-    yield _Table(["model", "SHA-256 of its weights"], [[_plain(model), f"`{total}`"] for model, total in models])
-    yield _Text(
+    yield Table(["model", "SHA-256 of its weights"], [[plain(model), f"`{total}`"] for model, total in models])
+    yield Text(
         "Training and test texts of every seed, by the first 16 digits of their SHA-256; all methods saw the same."
     )
     splits = dict.fromkeys((r.task, r.shots, r.seed, r.n_train, r.n_test, r.split_checksum) for r in records)
-    yield _Table(
+    yield Table(
         ["task", "shots", "seed", "training texts", "test texts", "checksum"],
         [[*map(str, split[:5]), f"`{split[5][:16]}`"] for split in splits],
     )
@@ -400,13 +373,13 @@ def _main_label(items: Sequence[Record] | Sequence[Row]) -> str:
     return label(baselines.MAIN, shown_length(baselines.MAIN, items))
 
 
-def _method_pictures(records: Sequence[Record]) -> Iterator[_Block]:
+def _method_pictures(records: Sequence[Record]) -> Iterator[Block]:
     for title, group in _settings(records):
         panels: dict[str, dict[str, list[float]]] = {}
         for r in group:
             panels.setdefault(f"{r.task} ({r.n_test:,} texts)", {}).setdefault(_name(r), []).append(100 * r.accuracy)
         drawing = plots.draw_methods(panels, main=_main_label(group), xlabel="accuracy, %")
-        yield _Picture(
+        yield Picture(
             f"accuracy-{_slug(group[0].model)}-{group[0].shots}",
             plots.svg(drawing),
             f"Accuracy by method, {title}"
@@ -435,7 +408,7 @@ def _by_model(summary: Summary) -> Iterator[tuple[str, str, list[Row]]]:
             yield model, f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0], overall
 
 
-def _shots_pictures(summary: Summary) -> Iterator[_Block]:
+def _shots_pictures(summary: Summary) -> Iterator[Block]:
     pictures = []
     for model, over, rows in _by_model(summary):
         if len({row.shots for row in rows}) < 2:
@@ -450,20 +423,20 @@ def _shots_pictures(summary: Summary) -> Iterator[_Block]:
             logarithmic=True,
         )
         pictures.append(
-            _Picture(
+            Picture(
                 f"shots-{_slug(model)}",
                 plots.svg(drawing),
-                f"What more labels buy, {_plain(model)}: accuracy, {over}, against the most training texts a class "
+                f"What more labels buy, {plain(model)}: accuracy, {over}, against the most training texts a class "
                 f"(logarithmic){BARS * (len(summary.seeds) > 1)}.",
             )
         )
     if pictures:
-        yield _Heading(2, "Accuracy against labelled texts")
+        yield Heading(2, "Accuracy against labelled texts")
         yield from pictures
 
 
-def _length_section(summary: Summary) -> Iterator[_Block]:
-    blocks: list[_Block] = []
+def _length_section(summary: Summary) -> Iterator[Block]:
+    blocks: list[Block] = []
     for model, over, rows in _by_model(summary):
         most = max(row.shots for row in rows)
         rows = [row for row in rows if row.shots == most]
@@ -483,7 +456,7 @@ def _length_section(summary: Summary) -> Iterator[_Block]:
             },
             logarithmic=False,
         )
-        picture = _Picture(
+        picture = Picture(
             f"prompt-length-{_slug(model)}",
             plots.svg(drawing),
             f"What a longer soft prompt buys, {_title(rows)}: accuracy, {over}{BARS * (len(summary.seeds) > 1)}.",
@@ -491,7 +464,7 @@ def _length_section(summary: Summary) -> Iterator[_Block]:
         costs = ("trained parameters", "saved", "fit, s")
         blocks += [picture, _table_of(varied, len(summary.seeds), "method", "accuracy, %", "worst seed", *costs)]
     if blocks:
-        yield _Heading(2, "Accuracy against prompt length")
+        yield Heading(2, "Accuracy against prompt length")
         yield from blocks
 
 
@@ -515,7 +488,7 @@ def _pooled(records: Sequence[Record], folder: Path) -> tuple[np.ndarray, np.nda
     return np.concatenate([s[0] for s in saved]), np.concatenate([s[1] for s in saved]), saved[0][2]
 
 
-def _calibration_pictures(records: Sequence[Record], folder: Path) -> Iterator[_Block]:
+def _calibration_pictures(records: Sequence[Record], folder: Path) -> Iterator[Block]:
     pictures = []
     for model, title, main, tasks in _of_main(records):
         panels = {
@@ -523,7 +496,7 @@ def _calibration_pictures(records: Sequence[Record], folder: Path) -> Iterator[_
             for task, own in tasks.items()
         }
         pictures.append(
-            _Picture(
+            Picture(
                 f"reliability-{_slug(model)}",
                 plots.svg(plots.draw_reliability(panels, main=main)),
                 f"How often a method is right against how sure it is, {title}: on the dashed line it is right as often "
@@ -531,11 +504,11 @@ def _calibration_pictures(records: Sequence[Record], folder: Path) -> Iterator[_
             )
         )
     if pictures:
-        yield _Heading(2, "Calibration")
+        yield Heading(2, "Calibration")
         yield from pictures
 
 
-def _confusion_pictures(records: Sequence[Record], folder: Path) -> Iterator[_Block]:
+def _confusion_pictures(records: Sequence[Record], folder: Path) -> Iterator[Block]:
     pictures = []
     for model, title, main, tasks in _of_main(records):
         for task, own in tasks.items():
@@ -543,7 +516,7 @@ def _confusion_pictures(records: Sequence[Record], folder: Path) -> Iterator[_Bl
             counts = np.zeros((len(classes), len(classes)), dtype=int)
             np.add.at(counts, (truth, probabilities.argmax(axis=1)), 1)
             pictures.append(
-                _Picture(
+                Picture(
                     f"confusion-{_slug(model)}-{_slug(task)}",
                     plots.svg(plots.draw_confusion(counts, classes)),
                     f"{task}, {title}: where {main} puts the texts of each true class, in %. "
@@ -551,7 +524,7 @@ def _confusion_pictures(records: Sequence[Record], folder: Path) -> Iterator[_Bl
                 )
             )
     if pictures:
-        yield _Heading(2, "Which classes are confused")
+        yield Heading(2, "Which classes are confused")
         yield from pictures
 
 
@@ -560,103 +533,9 @@ def _worst_confusions(counts: np.ndarray, classes: Sequence[str]) -> str:
     wrong = counts / counts.sum(axis=1, keepdims=True)
     np.fill_diagonal(wrong, 0)
     pairs = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:3]]
-    names = list(map(_plain, classes))
+    names = list(map(plain, classes))
     said = [f"{names[i]} taken for {names[j]} ({100 * wrong[i, j]:.0f} %)" for i, j in pairs if wrong[i, j] > 0]
     return f"; most often wrong: {_joined(said)}" if said else ""
-
-
-# Rendering -----------------------------------------------------------------------------------------
-
-
-def _plain(text: str) -> str:
-    """Text that is not ours, so that Markdown takes none of it for structure."""
-    return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
-
-
-def _markdown(blocks: Sequence[_Block] | Iterator[_Block]) -> str:
-    return "\n".join(map(_markdown_block, blocks))
-
-
-def _markdown_block(block: _Block) -> str:
-    match block:
-        case _Heading(level, text):
-            return f"{'#' * level} {text}\n"
-        case _Text(text):
-            return f"{text}\n"
-        case _Picture(name, _, caption):
-            return f"![{caption}](pictures/{name}.svg)\n\n*{caption}*\n"
-        case _Table(header, rows):
-            widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-            rule = [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
-            lines = []
-            for row in (header, rule, *rows):
-                cells = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-                lines.append(f"| {' | '.join(cells)} |")
-            return "\n".join(lines) + "\n"
-
-
-_CSS = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #24292f; background: #fff; max-width: 76rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .45rem; text-align: right; border-bottom: 1px solid #8b949e55; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-td.long { white-space: normal; text-align: left; min-width: 20rem; }
-tbody tr:hover { background: #8b949e22; }
-figure { margin: 1.5rem 0; }
-figure svg { max-width: 100%; height: auto; overflow: visible; }
-figcaption { font-size: .9rem; opacity: .8; max-width: 50rem; }
-code { font-size: .85em; overflow-wrap: anywhere; }
-@media (prefers-color-scheme: dark) { body { color: #e6edf3; background: #0d1117; } }
-"""
-
-
-def _html(blocks: Sequence[_Block]) -> str:
-    body = "\n".join(map(_html_block, blocks))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>verbtune bench</title>\n<style>{_CSS}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def _html_block(block: _Block) -> str:
-    match block:
-        case _Heading(level, text):
-            return f"<h{level}>{_inline(text)}</h{level}>"
-        case _Text(text):
-            return f"<p>{_inline(text)}</p>"
-        case _Picture(_, svg, caption):
-            # In an HTML page the namespaces go without saying.
-            bare = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
-            return f"<figure>{bare}<figcaption>{_inline(caption)}</figcaption></figure>"
-        case _Table(header, rows):
-            head = "".join(f"<th>{_inline(cell)}</th>" for cell in header)
-            body = "\n".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
-            return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _html_cell(cell: str) -> str:
-    return f"<td{' class=long' * (len(cell) > 70)}>{_inline(cell)}</td>"
-
-
-def _inline(text: str) -> str:
-    """The Markdown of our own cells and sentences as HTML: bold, code and escapes, nothing else."""
-    pieces = re.split(r"(\\.|\*\*.+?\*\*|`.+?`)", text)
-    return "".join(map(_inline_piece, pieces))
-
-
-def _inline_piece(piece: str) -> str:
-    if piece.startswith("\\") and len(piece) == 2:
-        return html.escape(piece[1])
-    if piece.startswith("**") and len(piece) > 4:
-        return f"<strong>{html.escape(piece[2:-2])}</strong>"
-    if piece.startswith("`") and len(piece) > 2:
-        return f"<code>{html.escape(piece[1:-1])}</code>"
-    return html.escape(piece)
 
 
 def _standalone(svg: str) -> str:
