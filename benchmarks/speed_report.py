@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     drawing = figure(5.2 * columns, (0.8 + 0.3 * longest) * lines + 0.4)
     drawing.suptitle(title, color=INK)
     panels = drawing.subplots(lines, columns, squeeze=False).flat
-    for panel, row in zip(panels, rows, strict=False):
+    for row, panel in zip(rows, panels, strict=False):  # in this order, so that no panel is lost
         reference = next(iter(row["seconds"].values()))
         for at, (name, seconds) in enumerate(row["seconds"].items()):
             speeds = [b / a for a, b in zip(seconds, reference, strict=True)]
@@ -178,7 +179,8 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         panel.invert_yaxis()
         panel.margins(x=0.15)
         panel.set_xlim(left=0)
-        panel.set_title(f"{row['measurement'].replace('_', ' ')}: {row['setting']}", fontsize=9, color=INK)
+        name = f"{row['measurement'].replace('_', ' ')}: {row['setting']}"
+        panel.set_title(textwrap.fill(name, 48), fontsize=9, color=INK)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels:
         panel.set_visible(False)
