@@ -593,7 +593,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             start[free] = from_random(table, len(free), generator=generator)
         return SoftPrompt(
             start,
-            scale=float(table.square().mean().sqrt()),
+            # Row by row: all squares at once would be a table more.
+            scale=float((table.norm(dim=1).square().mean() / table.shape[1]).sqrt()),
             reparameterization=self.reparameterization,
             generator=generator,
         )
