@@ -616,7 +616,7 @@ def test_predict_streams(monkeypatch: pytest.MonkeyPatch) -> None:
             read += 1
             yield f"x:{read}", {"n": read}, {"text": f"good {read}"}
 
-    results = answers._answers(clf, endless(), proba=False, least=0.0, on_screen=False)
+    results = answers._answers(clf, endless(), proba=False, least=None, on_screen=False)
     assert [next(results)[0]["n"] for _ in range(3)] == [1, 2, 3]
     assert read == 3
     assert [next(results)[0]["n"] for _ in range(4)] == [4, 5, 6, 7]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .classifier import PromptClassifier
 from .data import UNDECODED, DataError, open_text, stream_rows
 from .encode import Row
+from .rejection import most_probable
 
 __all__ = ["stream_answers"]
 
@@ -36,7 +37,7 @@ def stream_answers(
     form_in: str,
     form_out: str,
     proba: bool = False,
-    least: float = 0.0,
+    least: float | None = None,
 ) -> None:
     """Classify the texts of a file, and write what was found, never holding more than a chunk of either.
 
@@ -49,7 +50,7 @@ def stream_answers(
         As text a label on each line, as CSV and JSONL with the input's columns.
     proba : bool
         Whether to give the probabilities as well; as text that of the label.
-    least : float
+    least : float, optional
         Probability of a label that is given; where it is lower, the label is empty, in JSONL null.
 
     Raises
@@ -79,19 +80,16 @@ def _kept(rows: Iterator[_Named], form: str, added: Sequence[str]) -> Iterator[_
 
 
 def _answers(
-    clf: PromptClassifier, rows: Iterator[_Named], *, proba: bool, least: float, on_screen: bool
+    clf: PromptClassifier, rows: Iterator[_Named], *, proba: bool, least: float | None, on_screen: bool
 ) -> Iterator[_Answer]:
-    classes = clf.classes_.tolist()
+    classes = [str(name) for name in clf.classes_.tolist()]
     hidden = not sys.stderr.isatty() or (on_screen and sys.stdout.isatty())
     with tqdm(desc="predicting", unit=" texts", disable=hidden, leave=False) as bar:
         while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
             probabilities = clf.predict_proba([row for _, _, row in chunk])
-            for (_, record, _), p in zip(chunk, probabilities, strict=True):
-                yield (
-                    record,
-                    classes[p.argmax()] if p.max() >= least else None,
-                    dict(zip(map(str, classes), p.tolist(), strict=True)) if proba else None,
-                )
+            labels = most_probable(clf.classes_, probabilities, least).tolist()
+            for (_, record, _), label, p in zip(chunk, labels, probabilities.tolist(), strict=True):
+                yield record, label, dict(zip(classes, p, strict=True)) if proba else None
             bar.update(len(chunk))
 
 

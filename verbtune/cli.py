@@ -445,7 +445,7 @@ def predict(
     if form and form not in (form_in, form_out):
         raise click.UsageError(f"--format {form}: {source} is {form_in} and {output} is {form_out}; leave --format out")
     clf = PromptClassifier.from_pretrained(folder, model=_load(model) if model else None)
-    least = 0.0 if reject_at is None else clf.rejection_threshold(reject_at)
+    least = None if reject_at is None else clf.rejection_threshold(reject_at)
     if source is None and sys.stdin.isatty():
         click.echo("Reading texts from the terminal, one a line; Ctrl-D ends them.", err=True)
     stream_answers(clf, source, output, form_in=form_in, form_out=form_out, proba=proba, least=least)
