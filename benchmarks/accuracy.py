@@ -61,7 +61,7 @@ STEPS = 100
 EPOCHS = 10  # no fewer: of more than 160 texts these are more steps
 TEXTS_A_STEP = 16
 SOFT_PROMPT = METHODS["soft-prompt"]  # as the bench has it; `register` puts another one in its place
-FROZEN = ("tfidf", "zero-shot+batch", "linear-probe", "linear-probe+text", "verbtune")
+FROZEN = ("tfidf", "zero-shot+batch", "linear-probe", "linear-probe+text", "linear-probe+last", "verbtune")
 RATES = {
     "soft-prompt": (5e-3, 2e-2, 1e-1, 3e-1, 1.0),
     "lora": (3e-4, 1e-3, 3e-3),

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 
 import verbtune.deep
+import verbtune.rows
 from verbtune import Backbone, BackboneError, PromptClassifier, TaskBank, TaskError
 from verbtune.artifact import ArtifactError, size
 from verbtune.data import DataError
@@ -65,9 +66,15 @@ def fitted(architecture: str) -> dict[str, PromptClassifier]:
         options = {"verbalizer": "fixed", "steps": None if "second" in name else 0} | options
         # A second opinion whether it helps or not.
         many = 1 if name == "second of many" else 50
-        with mock.patch.multiple(verbtune.deep, FEW=0, MANY_CLASSES=many):
+        # Some read texts in the last layer, whether that helps or not.
+        last = name in ("learned", "another second", "second of many")
+        with (
+            mock.patch.multiple(verbtune.deep, FEW=0, MANY_CLASSES=many),
+            mock.patch.object(verbtune.rows, "STEP_TO_LAST", -1e9 if last else 1e9),
+        ):
             clf = PromptClassifier(task, model=tiny(architecture), **options).fit(X, LABELS)
         assert (clf.second_opinion_ is not None) == ("second" in name)
+        assert clf.compiled_.last == last
         if clf.prompt_ is not None:
             clf.prompt_ = clf.prompt_ + 0.1 * torch.randn_like(clf.prompt_)
         if name == "weightless":

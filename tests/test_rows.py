@@ -94,6 +94,31 @@ def test_what_knows_the_class_is_read(answer: float, text: float, known: slice) 
     assert (held_out.scores.argmax(axis=1) == y[held_out.index]).mean() > 0.9
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("n_classes", [2, 12])
+def test_texts_are_read_in_the_last_layer_where_that_tells_more(known: bool, n_classes: int) -> None:
+    base, states, y, weight = problem(text=0.5) if n_classes == 2 else many_classes(6, answer=0, text=0.5)
+    split = 3 if n_classes == 2 else 20
+    last = states.copy()
+    if known:
+        last[:, split:] += 3 * np.eye(n_classes)[y] @ np.eye(n_classes, states.shape[1] - split)
+    else:
+        last[:, split:] = np.random.default_rng(2).normal(size=last[:, split:].shape)
+    reading, _, held_out = choose_reading(base, states, y, weight, split=split, seed=0, last=last)
+    assert reading.last == known
+    read = last if known else states
+    np.testing.assert_allclose(reading.center, read.mean(axis=0))
+    plain, _, expected = choose_reading(base, read, y, weight, split=split, seed=0)
+    np.testing.assert_array_equal(reading.gain, plain.gain)
+    np.testing.assert_array_equal(held_out.scores, expected.scores)
+
+
+def test_a_class_of_many_with_one_text_is_read_in_the_last_layer() -> None:
+    base, states, y, weight = many_classes(1, answer=0, text=3)
+    assert choose_reading(base, states, y, weight, split=20, seed=0, last=states)[0].last
+    assert not choose_reading(base[:2, :2], states[:2], y[:2], weight[:2], split=20, seed=0, last=states[:2])[0].last
+
+
 def many_classes(per_class: int, *, answer: float, text: float, n_classes: int = 12) -> tuple[Any, Any, Any, Any]:
     """Like `problem`, with states that tell many classes apart."""
     rng = np.random.default_rng(0)

@@ -24,7 +24,7 @@ from .task import Task
 
 __all__ = ["Artifact", "ArtifactError", "check_folder", "read", "size", "write"]
 
-FORMAT = 1
+FORMAT = 2
 PROMPT_FILE = "adapter_model.safetensors"
 PEFT_FILE = "adapter_config.json"
 DEEP_FILE = "deep_prompts.safetensors"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -209,8 +210,8 @@ class Backbone:
 
     @property
     def _text_layer(self) -> nn.Module:
-        """The layer whose states of the texts' tokens are averaged."""
-        # Texts are told apart best at five sixths; the last layers serve the prediction of words.
+        """The layer whose states of the texts' tokens are averaged, unless the last one's are."""
+        # What is meant is told best at five sixths; the last layer serves the prediction of words, and tells topics.
         return self._layers[max(1, 5 * len(self._layers) // 6) - 1]
 
     @functools.cached_property
@@ -299,7 +300,8 @@ class Backbone:
             Up to a constant for each example where all words have one piece. float32.
         states : Tensor of shape (B, S)
             What the output matrix reads at the (first) answer position, `width` numbers, and after them
-            the mean state of the texts' tokens at five sixths of the LM's depth. float32.
+            the mean state of the texts' tokens at five sixths of the LM's depth, or behind its last layer where an
+            example says so. float32.
         """
         with self._lock:
             self._try_out()
@@ -504,13 +506,18 @@ class Backbone:
             inputs["use_cache"] = "past_key_values" in inputs
         head = Head.of(self.model.get_output_embeddings(), rows)
         # Of one position there is nothing to spare, and its heads may stand where the positions do.
-        apart = not keep and batch.answers.shape[1] == 1 < batch.ids.shape[1] and self._last_is_apart
+        one_answer = batch.answers.shape[1] == 1 < batch.ids.shape[1]
+        apart = not keep and one_answer and not bool(batch.last.any()) and self._last_is_apart
         spared = only_at(self._layers[-1], batch.answers) if apart else contextlib.nullcontext()
         worn = put_on(head, self.model, text_layer=self._text_layer, answers=batch.answers)
         with worn, quick_gradients(self.device), behind(deep, examples), spared:
             output = self.model(inputs_embeds=embeds, attention_mask=mask, **inputs)
-        assert head.states is not None and head.layer is not None
+        assert head.states is not None and head.layer is not None and head.last is not None
         text_sum = torch.einsum("bth,bt->bh", head.layer.float(), batch.texts)  # (B, H)
+        if bool(batch.last.any()):
+            of_last = torch.einsum("bth,bt->bh", head.last.float(), batch.texts)  # (B, H)
+            of_last = F.pad(of_last, (0, text_sum.shape[1] - of_last.shape[1]))  # OPT may end on fewer numbers
+            text_sum = torch.where(batch.last[:, None], of_last, text_sum)
         text_count = batch.texts.sum(1, keepdim=True)  # (B, 1)
         if start is not None:
             text_sum, text_count = text_sum + start.text_sum, text_count + start.text_count

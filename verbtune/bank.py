@@ -346,7 +346,7 @@ def _heard(
     """
     examples: list[Example] = []
     by_task: list[list[int]] = []
-    by_text: dict[tuple[str, ...], list[int]] = {}
+    by_text: dict[tuple[bool, *tuple[str, ...]], list[int]] = {}
     prompts: list[Tensor] = []
     n_slots = 0
     lots: dict[Hashable, dict[tuple[int, ...], int]] = {}  # words that are scored together, and their columns
@@ -355,7 +355,7 @@ def _heard(
         index = list(range(len(examples), len(examples) + len(rows)))
         by_task.append(index)
         for i, row in zip(index, rows, strict=True):
-            by_text.setdefault(tuple(row.values()), []).append(i)
+            by_text.setdefault((compiled.last, *row.values()), []).append(i)
         examples += [_moved(example, n_slots, 0 if deep is None else number) for example in compiled.encode(rows)]
         if prompt is not None:
             prompts.append(prompt)

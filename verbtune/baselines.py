@@ -7,6 +7,7 @@ task adds to the shared LM, in numbers and in bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable, Sequence
@@ -292,8 +293,9 @@ class LinearProbe(_TextClassifier):
     ----------
     task : str, Path, dict or Task
     model : str, Path or Backbone, default="builtin/masked"
-    state : {"answer", "text"}, default="answer"
-        The state at the answer, or the mean state of the text: the two that `PromptClassifier` reads too.
+    state : {"answer", "text", "last"}, default="answer"
+        The state at the answer, or the mean state of the text at five sixths of the LM's depth or in its last layer:
+        what `PromptClassifier` reads too.
     C : float, default=1.0
         Inverse strength of the regression's L2 penalty on standardised states.
     max_length : int, optional
@@ -322,14 +324,15 @@ class LinearProbe(_TextClassifier):
 
     def fit(self, X: Any, y: Any) -> LinearProbe:
         """Encode the texts once and fit the regression."""
-        if self.state not in ("answer", "text"):
-            raise ParameterError(f"state={self.state!r} is unknown; use answer or text")
+        if self.state not in ("answer", "text", "last"):
+            raise ParameterError(f"state={self.state!r} is unknown; use answer, text or last")
         task = Task.load(self.task)
         rows = check_rows(X, task.fields)
         self.classes_, _, codes = check_labels(y, len(rows), task)
         backbone = Backbone.load(self.model, device=self.device, dtype=self.dtype)
         self.task_ = task
-        self.compiled_ = compile_task(task, backbone, max_length=self.max_length)
+        compiled = compile_task(task, backbone, max_length=self.max_length)
+        self.compiled_ = dataclasses.replace(compiled, last=self.state == "last")
         self.probe_ = make_pipeline(StandardScaler(), LogisticRegression(C=self.C, max_iter=1000))
         self.probe_.fit(self._states(rows), codes)
         regression = self.probe_[-1]
@@ -499,6 +502,7 @@ METHODS: dict[str, Factory] = {
     "in-context+batch": lambda task, lm, seed, n: InContext(task, model=lm, calibration="batch", random_state=seed),
     "linear-probe": lambda task, lm, seed, n: LinearProbe(task, model=lm),
     "linear-probe+text": lambda task, lm, seed, n: LinearProbe(task, model=lm, state="text"),
+    "linear-probe+last": lambda task, lm, seed, n: LinearProbe(task, model=lm, state="last"),
     "soft-prompt": lambda task, lm, seed, n: PromptClassifier(
         task,
         model=lm,

@@ -29,6 +29,8 @@ class Batch:
         Index of the prompt vector that stands at a position, or -1.
     texts : Tensor of shape (B, T)
         1 at the tokens of the fields' texts, else 0.
+    last : Tensor of shape (B,)
+        Whether these are read in the last layer.
     answers : Tensor of shape (B, M)
         Positions whose logits are wanted: the M masks, or the last position of a causal context.
     """
@@ -37,6 +39,7 @@ class Batch:
     attention: Tensor
     slots: Tensor
     texts: Tensor
+    last: Tensor
     answers: Tensor
 
 
@@ -65,7 +68,8 @@ def collate(examples: Sequence[Example], *, pad_id: int, mask_id: int | None = N
             moved = extra if start >= at else 0
             texts[i, start + moved : stop + moved] = 1
     answers = torch.tensor([e.answer for e in examples])[:, None] + torch.arange(n_masks)  # (B, M)
-    return Batch(ids, attention, slots, texts, answers)
+    last = torch.tensor([e.last for e in examples])  # (B,)
+    return Batch(ids, attention, slots, texts, last, answers)
 
 
 def by_length(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:

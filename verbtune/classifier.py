@@ -56,6 +56,10 @@ class _Labelled:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def read_in(self, last: bool) -> _Labelled:
+        """The same texts, read in the last layer or not."""
+        return dataclasses.replace(self, examples=[dataclasses.replace(e, last=last) for e in self.examples])
+
     def take(self, index: Sequence[int] | NDArray[np.intp]) -> _Labelled:
         """The texts of the given indices, in that order."""
         at = np.asarray(index, dtype=np.intp)
@@ -84,6 +88,8 @@ class _Fitted:
     center : ndarray of shape (S,)
         Mean of the texts' states.
     held_out : HeldOut
+    last : bool
+        Whether texts are read in the last layer.
     """
 
     strength: float
@@ -92,6 +98,7 @@ class _Fitted:
     manual: NDArray[np.float64]
     center: NDArray[np.float64]
     held_out: HeldOut
+    last: bool
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -275,6 +282,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.verbalizer == "learned":
             fitted = _fit_rows(compiled, verbalizer, prompt, texts.take(training), seed)
             calibration = fitted.calibration
+            compiled, texts = dataclasses.replace(compiled, last=fitted.last), texts.read_in(fitted.last)
         if self.steps:
             strength = fitted.strength if fitted else 0.0
             history = self._tune(
@@ -449,6 +457,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "calibration": {"temperature": self.calibration_.temperature, "bias": self.calibration_.bias.tolist()},
             "held_out": {"right": self.calibration_.right.tolist(), "wrong": self.calibration_.wrong.tolist()},
             "trained_parameters": self.trained_parameters_,
+            "last_layer": compiled.last,
         }
         opinion, second = self.second_opinion_, {}
         if opinion is not None:
@@ -516,7 +525,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         clf.parameters_ = saved.state["parameters"]
         clf.task_ = saved.task
         clf.classes_ = np.array(saved.state["classes"])
-        clf.compiled_ = clf._compile(saved.task, backbone, saved.state["class_names"])
+        compiled = clf._compile(saved.task, backbone, saved.state["class_names"])
+        clf.compiled_ = dataclasses.replace(compiled, last=saved.state["last_layer"])
         n_slots = len(clf.compiled_.layout.slot_tokens)
         clf.prompt_ = None if saved.prompt is None else saved.prompt[len(saved.prompt) - n_slots :].to(backbone.device)
         clf.verbalizer_ = (
@@ -532,7 +542,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             reason = " ".join(str(error).split())
             raise artifact.ArtifactError(f"{folder}: does not fit its own task ({reason}); save it again") from None
         calibration = saved.state["calibration"]
-        tried = {name: np.array(found) for name, found in saved.state.get("held_out", {}).items()}
+        tried = {name: np.array(found) for name, found in saved.state["held_out"].items()}
         clf.calibration_ = Calibration(calibration["temperature"], np.array(calibration["bias"]), **tried)
         second = saved.state.get("second_opinion")
         learned = {name: tensor.to(backbone.device) for name, tensor in saved.second.items()}
@@ -678,8 +688,9 @@ def _fit_rows(
     with torch.no_grad():
         vectors = None if prompt is None else prompt()
 
-        def heard(asked: CompiledTask) -> tuple[Tensor, Tensor]:
-            return backbone.infer(texts.examples, asked.words, vectors, n_prefix=compiled.layout.n_prefix)
+        def heard(asked: CompiledTask, *, last: bool = False) -> tuple[Tensor, Tensor]:
+            examples = texts.read_in(last).examples
+            return backbone.infer(examples, asked.words, vectors, n_prefix=compiled.layout.n_prefix)
 
         if costly and leaves_out_words(verbalizer.n_classes, len(texts)):
             one_pass = compiled.by_beginnings.words.longest == compiled.for_states.words.longest == 1
@@ -688,8 +699,9 @@ def _fit_rows(
                 words = torch.zeros(len(texts), len(compiled.words.words))
         else:
             words, states = heard(compiled)
+        _, states_of_last = heard(compiled.for_states, last=True)
         scores = verbalizer.cpu().of_words(words).double().numpy()  # (N, C)
-    y, weight, read = texts.codes, texts.weights, states.double().numpy()
+    y, weight, read, of_last = texts.codes, texts.weights, states.double().numpy(), states_of_last.double().numpy()
     against = batch(scores).bias
     manual = scores + against
     # Products are small here: threads that wait for each other take ten times as long.
@@ -701,8 +713,10 @@ def _fit_rows(
             weight,
             split=backbone.width,
             seed=seed,
+            last=of_last,
             costly_words=costly,
         )
+        read = of_last if reading.last else read
         rows, bias = fit_rows(reading.word_scale * manual, reading.features(read), y, weight, strength=reading.strength)
     found = {
         "rows": rows,
@@ -714,4 +728,4 @@ def _fit_rows(
     tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()}
     verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
     verbalizer.to(backbone.device)
-    return _Fitted(reading.strength, calibration, against, manual, reading.center, held_out)
+    return _Fitted(reading.strength, calibration, against, manual, reading.center, held_out, reading.last)

@@ -17,15 +17,26 @@ __all__ = ["CompiledTask", "compile_task"]
 
 @dataclasses.dataclass(frozen=True)
 class CompiledTask:
-    """A layout and label words, with the backbone that they are ids of."""
+    """A layout and label words, with the backbone that they are ids of.
+
+    Attributes
+    ----------
+    backbone : Backbone
+    layout : Layout
+    words : LabelWords
+    last : bool
+        Whether texts are read in the LM's last layer, not at five sixths of its depth.
+    """
 
     backbone: Backbone
     layout: Layout
     words: LabelWords
+    last: bool = False
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         """Rows of texts as examples."""
-        return encode(self.layout, rows, self.backbone.tokenizer)
+        examples = encode(self.layout, rows, self.backbone.tokenizer)
+        return [dataclasses.replace(example, last=self.last) for example in examples]
 
     def infer(
         self, rows: Sequence[Row], prompt: Tensor | None = None, *, deep: Tensor | None = None

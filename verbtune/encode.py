@@ -120,6 +120,8 @@ class Example:
         Where the fields' texts stand.
     deep : int
         Index of the deep prompt that it is read with, where there are some.
+    last : bool
+        Whether the texts' tokens are read in the LM's last layer, not at five sixths of its depth.
     """
 
     ids: list[int]
@@ -127,6 +129,7 @@ class Example:
     answer: int
     texts: tuple[tuple[int, int], ...] = ()
     deep: int = 0
+    last: bool = False
 
     def part(self, start: int, stop: int | None = None) -> Example:
         """The positions from `start` to `stop` as an example; an answer after them moves to the end."""
@@ -139,6 +142,7 @@ class Example:
             min(self.answer, stop - 1) - start,
             tuple((a, b) for a, b in texts if a < b),
             self.deep,
+            self.last,
         )
 
     def cropped(self, most: int) -> Example:

@@ -15,7 +15,7 @@ __all__ = ["Head", "put_on"]
 
 
 class Head(nn.Module):
-    """Stands in for the output embeddings; remembers the states that it and the text layer saw."""
+    """Stands in for the output embeddings; remembers the states that it, a layer and the trunk saw."""
 
     bias = None  # some models copy it from their output embeddings
 
@@ -24,6 +24,7 @@ class Head(nn.Module):
         self.matrix = (weight, bias)
         self.states: Tensor | None = None
         self.layer: Tensor | None = None
+        self.last: Tensor | None = None
 
     @classmethod
     def of(cls, output: nn.Module, rows: Tensor | None) -> Head:
@@ -48,7 +49,7 @@ def put_on(head: Head, model: PreTrainedModel, *, text_layer: nn.Module, answers
     """While open: `head` replaces the output matrix, and the trunk hands on its states at `answers` (B, M) only."""
 
     def gather(module: nn.Module, args: Any, output: Any) -> Any:
-        states = output.last_hidden_state  # (B, T, H)
+        head.last = states = output.last_hidden_state  # (B, T, H)
         output.last_hidden_state = states.gather(1, answers[..., None].expand(-1, -1, states.shape[2]))
         return output
 

@@ -35,6 +35,7 @@ LEAST_STRENGTH = 0.01
 SHARES_OF_MANY = (SHARES, (0.0, 1.0))  # whether the state at the answer tells many classes apart depends on the LM
 UNCHOSEN_OF_MANY = (1.0, 0.05)
 STEP = 0.5  # nats that each step away costs, of the log-likelihood of all held-out texts together
+STEP_TO_LAST = 0.5  # nats that reading texts in the last layer costs
 BIAS_STRENGTH = 0.1
 FOLDS = 4
 MOST_CHOOSING = 500
@@ -54,12 +55,15 @@ class Reading:
         Taken off the state first.
     strength : float
         Of the rows' pull to zero, which is the manual prompt, in units of one observation.
+    last : bool
+        Whether texts are read in the LM's last layer, not at five sixths of its depth.
     """
 
     word_scale: float
     gain: Array
     center: Array
     strength: float
+    last: bool
 
     def features(self, states: Array) -> Array:
         """States (N, S) as the rows read them."""
@@ -170,11 +174,12 @@ def choose_reading(
     *,
     split: int,
     seed: int,
+    last: Array | None = None,
     costly_words: bool = False,
 ) -> tuple[Reading, Calibration, HeldOut]:
     """What to read: the likeliest by texts held out in turn, less `STEP` for every nearer reading passed over.
 
-    Each reading is judged at its own best temperature. Of more than `FEW_CLASSES` only the shares of the two states
+    Each reading is judged at its own best temperature; in the last layer it costs `STEP_TO_LAST` more. Of more than `FEW_CLASSES` only the shares of the two states
     are chosen, and the strength follows from how many texts a class has; with enough of them, words that cost passes
     of their own are left out.
 
@@ -188,6 +193,8 @@ def choose_reading(
     split : int
     seed : int
         Decides the folds, and which texts are used if there are many.
+    last : ndarray of shape (N, S), optional
+        States of which the mean one of the text is that of the last layer, if these may be read as well.
     costly_words : bool
         Whether label words cost passes of their own: then leaving them out, which saves these, is a candidate for
         few classes, and what is done for many (`leaves_out_words`).
@@ -201,22 +208,23 @@ def choose_reading(
         All texts, held out in turn, but for those that are the only one of their class; of more texts than choose one
         in four, or less, held out once; none where no two classes have two texts, so that nothing is chosen.
     """
-    center = states.mean(axis=0)
     sizes = (split, states.shape[1] - split)
     left_out = costly_words and leaves_out_words(base.shape[1], len(y))
-    spread = [_spread(part) for part in np.split(states, [split], axis=1)]
+    layers = [states] if last is None else [states, last]
+    spread = [[_spread(part) for part in np.split(layer, [split], axis=1)] for layer in layers]
 
-    def reading(scale: float, strength: float, shares: tuple[float, float] = SHARES) -> Reading:
-        return Reading(0.0 if left_out else scale, np.repeat(np.sqrt(shares) / spread, sizes), center, strength)
+    def reading(scale: float, strength: float, shares: tuple[float, float] = SHARES, layer: int = 0) -> Reading:
+        gain = np.repeat(np.sqrt(shares) / spread[layer], sizes)
+        return Reading(0.0 if left_out else scale, gain, layers[layer].mean(axis=0), strength, layer > 0)
 
     few_classes = base.shape[1] <= FEW_CLASSES
     chosen = _of_all_classes(y, min(len(y), MOST_CHOOSING), seed)
     several = chosen[_counts(y[chosen]) > 1]
     many = len(chosen) < len(y)
     if len(np.unique(y[several])) < 2:
-        unchosen = reading(*(UNCHOSEN if few_classes else UNCHOSEN_OF_MANY))
+        unchosen = reading(*UNCHOSEN) if few_classes else reading(*UNCHOSEN_OF_MANY, layer=len(layers) - 1)
         if many:
-            return unchosen, *_held_out_once(base, states, y, weight, unchosen, seed)
+            return unchosen, *_held_out_once(base, layers[unchosen.last], y, weight, unchosen, seed)
         return unchosen, Calibration.none(base.shape[1]), HeldOut(np.empty(0, np.intp), np.empty((0, base.shape[1])))
     parts = in_folds(y[several], FOLDS, seed)
 
@@ -224,23 +232,29 @@ def choose_reading(
         scores = np.empty((len(several), base.shape[1]))
         for outside in parts:
             inside = chosen[~np.isin(chosen, several[outside])]
-            scores[outside] = _unseen(base, states, y, weight, tried, inside, several[outside])
+            scores[outside] = _unseen(base, layers[tried.last], y, weight, tried, inside, several[outside])
         calibration = temperature(scores, y[several], sample_weight=weight[several])
         logs = log_softmax(calibration.apply(scores), axis=1)[np.arange(len(several)), y[several]]
         return float((weight[several] * logs).sum()), calibration, scores
 
     if few_classes:
-        readings = [reading(*candidate) for candidate in (*CANDIDATES, *([WITHOUT_WORDS] if costly_words else []))]
+        candidates = [(*candidate, SHARES) for candidate in (*CANDIDATES, *([WITHOUT_WORDS] if costly_words else []))]
     else:
         strength = _strength_of_many(base.shape[1], len(y))
-        readings = [reading(OF_MANY[0], strength, shares) for shares in SHARES_OF_MANY]
-    found = [held_out(tried) for tried in readings]
-    best = max(range(len(found)), key=lambda i: found[i][0] - STEP * i)
-    _, calibration, scores = found[best]
+        candidates = [(OF_MANY[0], strength, shares) for shares in SHARES_OF_MANY]
+    found = [
+        (reading(*candidate, layer), STEP * i + STEP_TO_LAST * layer)
+        for layer in range(len(layers))
+        for i, candidate in enumerate(candidates)
+    ]
+    judged = [held_out(tried) for tried, _ in found]
+    best = max(range(len(found)), key=lambda i: judged[i][0] - found[i][1])
+    chosen_reading, (_, calibration, scores) = found[best][0], judged[best]
     # Those that choose may be few of each of many classes: rows fitted to them are much worse than the final ones.
     if many:
-        return readings[best], *_held_out_once(base, states, y, weight, readings[best], seed)
-    return readings[best], calibration.tried_on(scores, y[several]), HeldOut(several, scores)
+        once = _held_out_once(base, layers[chosen_reading.last], y, weight, chosen_reading, seed)
+        return chosen_reading, *once
+    return chosen_reading, calibration.tried_on(scores, y[several]), HeldOut(several, scores)
 
 
 def leaves_out_words(n_classes: int, n: int) -> bool:
