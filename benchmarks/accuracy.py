@@ -92,6 +92,7 @@ DEEP_ABLATION: dict[str, dict[str, Any]] = {  # of the second opinion
     "without factors and shifts": {"_Parts": KeysAndValuesOnly},
 }
 JOINT = "rows and soft tokens tuned together"
+FIVE_SIXTHS = "texts at five sixths only"
 ABLATION: dict[str, dict[str, Any]] = {  # of the rows
     "the likeliest reading": {"STEP": 0.0},
     "without the label words": {"CANDIDATES": tuple((0.0, strength) for strength in (1.0, 0.25, 0.05))},
@@ -197,7 +198,8 @@ def register(model: str, group: str) -> list[str]:
         METHODS.update({f"rows only, {name}": ablated(rows, c, steps=0) for name, c in ABLATION.items()})
         METHODS.update({name: ablated(deep, changes) for name, changes in DEEP_ABLATION.items()})
         METHODS[JOINT] = lambda task, lm, seed, n: PromptClassifier(task, model=lm, steps=STEPS, random_state=seed)
-        return [ROWS_ONLY, JOINT, *DEEP_ABLATION, *(f"rows only, {name}" for name in ABLATION)]
+        METHODS[FIVE_SIXTHS] = ablated(rows, {"STEP_TO_LAST": 1e9})
+        return [ROWS_ONLY, JOINT, FIVE_SIXTHS, *DEEP_ABLATION, *(f"rows only, {name}" for name in ABLATION)]
     chosen = json.loads((RECORDS / "accuracy-rates.json").read_text("utf-8"))[model]["chosen"]
     if group == "length":
         every = {named(m, n): of_length(m, n, chosen.get(m, 0.0)) for m, lengths in LENGTHS.items() for n in lengths}

@@ -153,7 +153,9 @@ def test_a_classifier_read_back_rejects_the_same(verbalizer: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("last", [True, False])
-def test_the_layer_in_which_texts_are_read_is_saved(last: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_layer_in_which_texts_are_read_is_saved(
+    last: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(verbtune.rows, "STEP_TO_LAST", -1e9 if last else 1e9)
     clf = fitted("bert", steps=0, prompt_length=0)
     clf.save_pretrained(tmp_path / "tone")

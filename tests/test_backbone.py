@@ -112,7 +112,9 @@ def test_beside_it_stands_the_mean_state_of_the_text(backbone: Backbone) -> None
         assert [example.ids[i] for i in at[-len(lead[2]) :]] == lead[2]
         layer = output.last_hidden_state if example.last else output.hidden_states[1]
         wanted = layer[0, at].mean(0)  # OPT's last state has fewer numbers
-        close(state[backbone.width :], F.pad(wanted, (0, len(state) - backbone.width - len(wanted))), rtol=1e-5, atol=1e-5)
+        close(
+            state[backbone.width :], F.pad(wanted, (0, len(state) - backbone.width - len(wanted))), rtol=1e-5, atol=1e-5
+        )
 
 
 def _another_head() -> tf.PreTrainedModel:

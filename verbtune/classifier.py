@@ -108,8 +108,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     the prompt as it is; then two deep prompts are tuned as a second opinion beside the rows: for every layer keys and
     values before those of the text, and a factor and a shift for the text's own. Both are tuned for the label words,
     one also by contrast of the texts, whose states further rows read; of more than 50 classes there is only one,
-    tuned by contrast alone. Cross-validation inside the training texts says what the rows read, how far they leave
-    the manual prompt, how much each opinion weighs, and at which temperature scores become probabilities.
+    tuned by contrast alone. Cross-validation inside the training texts says what the rows read, and in which layer,
+    how far they leave the manual prompt, how much each opinion weighs, and at which temperature scores become
+    probabilities.
 
     Parameters
     ----------

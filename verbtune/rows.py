@@ -35,7 +35,7 @@ LEAST_STRENGTH = 0.01
 SHARES_OF_MANY = (SHARES, (0.0, 1.0))  # whether the state at the answer tells many classes apart depends on the LM
 UNCHOSEN_OF_MANY = (1.0, 0.05)
 STEP = 0.5  # nats that each step away costs, of the log-likelihood of all held-out texts together
-STEP_TO_LAST = 0.5  # nats that reading texts in the last layer costs
+STEP_TO_LAST = 0.5  # nats that reading texts in the last layer costs, where topics are told apart
 BIAS_STRENGTH = 0.1
 FOLDS = 4
 MOST_CHOOSING = 500
@@ -179,9 +179,9 @@ def choose_reading(
 ) -> tuple[Reading, Calibration, HeldOut]:
     """What to read: the likeliest by texts held out in turn, less `STEP` for every nearer reading passed over.
 
-    Each reading is judged at its own best temperature; in the last layer it costs `STEP_TO_LAST` more. Of more than `FEW_CLASSES` only the shares of the two states
-    are chosen, and the strength follows from how many texts a class has; with enough of them, words that cost passes
-    of their own are left out.
+    Each reading is judged at its own best temperature; one in the last layer costs `STEP_TO_LAST` more. Of more than
+    `FEW_CLASSES` only the layer and the shares of the two states are chosen, and the strength follows from how many
+    texts a class has; with enough of them, words that cost passes of their own are left out.
 
     Parameters
     ----------
