@@ -428,10 +428,11 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
     for shots in sorted({r["shots"] for r in records}):
         here = [r for r in records if r["shots"] == shots]
         cells = {(r["method"], r["task"], r["seed"]): r for r in here}
+        methods = [m for m in FROZEN if any(r["method"] == m for r in here)]
         runs = [
             (task, seed)
             for task, seed in dict.fromkeys((r["task"], r["seed"]) for r in here)
-            if all((method, task, seed) in cells for method in FROZEN)
+            if all((method, task, seed) in cells for method in methods)
         ]
         if not runs:
             continue
@@ -445,7 +446,7 @@ def bars(records: Sequence[dict[str, Any]]) -> list[str]:
             deviations = [statistics.stdev(values) for values in each if len(values) > 1]
             return f"{100 * statistics.mean(deviations):.1f}" if deviations else "one seed"
 
-        others = [m for m in FROZEN if m != "verbtune"]
+        others = [m for m in methods if m != "verbtune"]
         second = max(others, key=lambda m: mean(m, "accuracy"))
         ahead = mean("verbtune", "accuracy") - mean(second, "accuracy")
         floors = {run: max(cells[m, *run]["accuracy"] for m in ("zero-shot+batch", "linear-probe")) for run in runs}

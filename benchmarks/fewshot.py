@@ -118,7 +118,7 @@ def model_blocks(kind: str) -> list[str]:
     for record in common(records + [r | {"method": TWIN} for r in json.loads(twin.read_text("utf-8"))]):
         cells[record["task"], record["method"]].append(100 * record["accuracy"])
         sizes[record["task"]] = record["n_test"]
-    methods = [*FROZEN, TWIN]
+    methods = [m for m in (*FROZEN, TWIN) if any(m == method for _, method in cells)]
     tasks = [task for task in TASKS if (task, "verbtune") in cells]
     lines = ["| set | n test | " + " | ".join(methods) + " |", "|---|---:|" + "---:|" * len(methods)]
     means = {key: statistics.mean(values) for key, values in cells.items()}
@@ -132,7 +132,7 @@ def model_blocks(kind: str) -> list[str]:
         lines.append(f"| {name} | {sizes[task]} | " + " | ".join(row) + " |")
     overall = [f"{statistics.mean(means[task, m] for task in tasks):.1f}" for m in methods]
     lines.append("| *mean* | | " + " | ".join(overall) + " |")
-    ours = [m for m in FROZEN if m != "tfidf"]
+    ours = [m for m in methods if m not in ("tfidf", TWIN)]
     won = [t for t in tasks if max(means[t, m] for m in ours) > means[t, "tfidf"]]
     main_won = [t for t in tasks if means[t, "verbtune"] > means[t, "tfidf"]]
     lost = [f"{t} (by {means[t, 'tfidf'] - max(means[t, m] for m in ours):.1f} points)" for t in tasks if t not in won]
