@@ -151,6 +151,8 @@ def model_blocks(kind: str) -> list[str]:
             "measured"
         )
     text += "."
+    if "linear-probe+last" not in methods:
+        text += " `verbtune` was measured before texts were read in the last layer."
     return ["\n".join(lines), text]
 
 

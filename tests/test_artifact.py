@@ -319,6 +319,8 @@ def test_another_format_is_refused_with_the_remedy(copy: Path) -> None:
     state = json.loads((copy / "verbtune.json").read_text(encoding="utf-8"))
     (copy / "verbtune.json").write_text(json.dumps(state | {"format": 99}), encoding="utf-8")
     assert "format 99, this version reads 2; update verbtune" in refused(copy)
+    (copy / "verbtune.json").write_text(json.dumps(state | {"format": 1}), encoding="utf-8")
+    assert "format 1, this version reads 2; fit and save the classifier again" in refused(copy)
 
 
 def test_a_changed_card_does_no_harm(copy: Path) -> None:

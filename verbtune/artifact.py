@@ -156,7 +156,9 @@ def read(folder: Path) -> Artifact:
             f"{folder / STATE_FILE}: damaged ({type(error).__name__}); save the classifier again"
         ) from None
     if found != FORMAT:
-        raise ArtifactError(f"{folder}: format {found!r:.40}, this version reads {FORMAT}; update verbtune")
+        earlier = isinstance(found, int) and found < FORMAT
+        remedy = "fit and save the classifier again" if earlier else "update verbtune"
+        raise ArtifactError(f"{folder}: format {found!r:.40}, this version reads {FORMAT}; {remedy}")
     if checksum != _checksum(state):
         raise ArtifactError(f"{folder / STATE_FILE}: damaged or changed; save the classifier again")
     hashes = state.get("files")
