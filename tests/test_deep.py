@@ -25,6 +25,7 @@ from verbtune.deep import FOLDS, LENGTH, SecondOpinion, second_opinion
 from verbtune.prompt import DeepPrompt
 from verbtune.rows import HeldOut
 from verbtune.task import Task
+from verbtune.tuning import History
 from verbtune.verbalizer import LabelWords, Verbalizer
 
 ROWS = [{"text": text} for text in [*SENTENCES, "Bad.", "Good good good good film, and so was the music! 🙂"]]
@@ -350,11 +351,36 @@ def test_few_texts_are_held_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(calibration.right) + len(calibration.wrong) == len(y)
 
 
+@pytest.mark.parametrize("how", ["not finite", "higher in the end"])
+def test_a_tuning_that_is_lost_begins_anew_with_smaller_steps(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = 1e30 if how == "not finite" else 0.2
+
+    def tune(*args: Any, **named: Any) -> History:
+        found = verbtune.tuning.tune(*args, **named)
+        if named["learning_rate"] == first:
+            found.steps[1:] = found.steps[:0:-1]
+        return found
+
+    monkeypatch.setattr(verbtune.deep, "tune", tune)
+    y = np.arange(len(ROWS) * 4) % 2
+    opinions = []
+    for rates in ((first, 0.1), (0.1,)):
+        monkeypatch.setattr(verbtune.deep, "RATES", rates)
+        opinions.append(opinion_of(np.zeros((len(y), 2)), y)[1])
+    after, at_once = opinions
+    close(after.deep, at_once.deep, rtol=0, atol=0)
+    close(after.rows, at_once.rows, rtol=0, atol=0)
+
+
 def test_of_more_texts_one_fold_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = mock.Mock(wraps=verbtune.deep.tune)
+    monkeypatch.setattr(verbtune.deep, "tune", tune)
     monkeypatch.setattr(verbtune.deep, "MANY", 35)
     sizes, y = tuned_on(monkeypatch), np.arange(len(ROWS) * 4) % 2
     *_, calibration = opinion_of(np.zeros((len(y), 2)), y)
     assert sizes == [len(y) - len(y) // FOLDS, len(y)]
+    assert {call.kwargs["learning_rate"] for call in tune.call_args_list} == {verbtune.deep.RATES[1]}
+    assert tune.call_args.kwargs["steps"] == 2 * verbtune.deep._steps(len(y))
     assert len(calibration.right) + len(calibration.wrong) == len(y) // FOLDS
 
 

@@ -9,7 +9,9 @@ say otherwise. With very few the manual prompt, which nobody can learn badly, is
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,7 @@ from .encode import Example
 from .loading import BackboneError
 from .prompt import DeepPrompt, from_vocabulary
 from .rows import HeldOut, fit_without_words, in_folds
-from .tuning import History, in_rounds, tune
+from .tuning import History, TuningError, in_rounds, tune
 from .verbalizer import Verbalizer
 
 __all__ = ["Judged", "SecondOpinion", "second_opinion"]
@@ -40,11 +42,11 @@ LENGTH = 4
 STEPS = 8.0  # times the square root of how many texts there are: 45 for 32, 78 for 96
 MOST_STEPS_A_TEXT = 2  # of fewer than sixteen
 MOST_STEPS = 300
-LEARNING_RATE = 0.1  # in units of how much a layer's keys, or values, differ
+RATES = (0.1, 0.05, 0.025)  # of learning, in units of how much a layer's keys, or values, differ
 BATCH_SIZE = 8
 FOLDS = 3  # and the fewest texts of the class that has most
 FEW = 12  # texts; of fewer, those held out say how far what was learned is believed beside the manual prompt
-MANY = 256  # texts; of more, one fold tells enough, and there are twice as many steps
+MANY = 256  # texts; of more, one fold tells enough, and there are twice as many steps of half the size
 MANY_CLASSES = 50  # label words of more tell little, and the steps take minutes
 CONTRAST = 0.3  # its weight beside the label words' cross-entropy
 GROUP_OF_MANY_CLASSES = 32  # texts that are contrasted
@@ -262,7 +264,7 @@ class _Pupil:
         def loss(words: Tensor, _: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(self.verbalizer.of_words(words) + parts.bias, targets, reduction="none")  # (B,)
 
-        batches = in_rounds(self._lengths(inside), BATCH_SIZE, self.seed)
+        batches = functools.partial(in_rounds, self._lengths(inside), BATCH_SIZE, self.seed)
         history = self._tune(parts, loss, inside, batches, self._steps(inside))
         return _Learned(parts.deep().detach().half(), parts.bias.detach().double().cpu().numpy(), history)
 
@@ -289,7 +291,7 @@ class _Pupil:
                 steps = STEPS_ON
         else:
             size, steps = BATCH_SIZE, self._steps(inside)
-        batches = in_groups(self.y[inside], self._lengths(inside), size, self.seed)
+        batches = functools.partial(in_groups, self.y[inside], self._lengths(inside), size, self.seed)
         history = self._tune(parts, loss, inside, batches, steps)
         deep = parts.deep().detach().half()
         _, states = self._read(deep, inside)
@@ -307,8 +309,13 @@ class _Pupil:
         scores: Array = found.detach().double().cpu().numpy() + learned.bias
         return scores
 
+    @property
+    def finer(self) -> bool:
+        """Whether there are twice as many steps of half the size."""
+        return len(self.y) > MANY and not self.many_classes
+
     def _steps(self, inside: NDArray[np.intp]) -> int:
-        return _steps(len(inside)) * (2 if len(self.y) > MANY else 1)
+        return _steps(len(inside)) * (2 if self.finer else 1)
 
     def _read(self, deep: Tensor, index: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         """Word scores (N, W) and states (N, S)."""
@@ -321,10 +328,13 @@ class _Pupil:
         parts: _Parts,
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         inside: NDArray[np.intp],
-        batches: Iterator[list[int]],
+        batches: Callable[[], Iterator[list[int]]],
         steps: int,
     ) -> History:
-        """Tune by the loss (B,) of word scores (B, W), states (B, S) and classes (B,), weighted."""
+        """Tune by the loss (B,) of word scores (B, W), states (B, S) and classes (B,), weighted.
+
+        What is lost begins anew at the next lower rate.
+        """
         asked, device = self.asked, self.asked.backbone.device
         targets = torch.tensor(self.y[inside], device=device)  # (N,)
         weights = torch.tensor(self.weight[inside], dtype=torch.float32, device=device)  # (N,)
@@ -340,24 +350,41 @@ class _Pupil:
             words, states = (torch.cat(part) for part in zip(*found, strict=True))
             return (loss(words, states, targets[at]) * weights[at]).mean()
 
-        history = tune(
-            parts,
-            mean_loss,
-            batches,
-            prompt=None,
-            learning_rate=LEARNING_RATE,
-            steps=steps,
-            warmup=0.1,
-            weight_decay=0.01,
-            max_grad_norm=1.0,
-            progress=self.progress,
-        )
-        if history.interrupted:
-            raise _Interrupted
+        start = copy.deepcopy(parts.state_dict())
+        for rate in RATES[1:] if self.finer else RATES:
+            parts.load_state_dict(start)
+            try:
+                history = tune(
+                    parts,
+                    mean_loss,
+                    batches(),
+                    prompt=None,
+                    learning_rate=rate,
+                    steps=steps,
+                    warmup=0.1,
+                    weight_decay=0.01,
+                    max_grad_norm=1.0,
+                    progress=self.progress,
+                )
+            except TuningError:
+                if rate == RATES[-1]:
+                    raise
+                continue
+            if history.interrupted:
+                raise _Interrupted
+            if not _lost(history):
+                break
         return history
 
     def _lengths(self, index: NDArray[np.intp]) -> list[int]:
         return [len(self.cropped[i].ids) for i in index]
+
+
+def _lost(history: History) -> bool:
+    """Whether the loss ends higher than it began: every layer looks at the prompt alone, and all texts are one."""
+    losses = [step.loss for step in history.steps[1:]]
+    quarter = len(losses) // 4
+    return sum(losses[len(losses) - quarter :]) > sum(losses[:quarter])
 
 
 def _steps(n: int) -> int:
