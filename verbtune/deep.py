@@ -351,6 +351,7 @@ class _Pupil:
             return (loss(words, states, targets[at]) * weights[at]).mean()
 
         start = copy.deepcopy(parts.state_dict())
+        goes_on = bool(parts.deep.theta.any())  # so that the loss is low from the first step
         for rate in RATES[1:] if self.finer else RATES:
             parts.load_state_dict(start)
             try:
@@ -372,7 +373,7 @@ class _Pupil:
                 continue
             if history.interrupted:
                 raise _Interrupted
-            if not _lost(history):
+            if goes_on or not _lost(history):
                 break
         return history
 
