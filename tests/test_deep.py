@@ -25,7 +25,7 @@ from verbtune.deep import FOLDS, LENGTH, SecondOpinion, second_opinion
 from verbtune.prompt import DeepPrompt
 from verbtune.rows import HeldOut
 from verbtune.task import Task
-from verbtune.tuning import History
+from verbtune.tuning import History, TuningError
 from verbtune.verbalizer import LabelWords, Verbalizer
 
 ROWS = [{"text": text} for text in [*SENTENCES, "Bad.", "Good good good good film, and so was the music! 🙂"]]
@@ -370,6 +370,30 @@ def test_a_tuning_that_is_lost_begins_anew_with_smaller_steps(how: str, monkeypa
     after, at_once = opinions
     close(after.deep, at_once.deep, rtol=0, atol=0)
     close(after.rows, at_once.rows, rtol=0, atol=0)
+
+
+def test_a_tuning_that_no_rate_helps_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbtune.deep, "RATES", (1e31, 1e30))
+    with pytest.raises(
+        TuningError, match=r"^deep prompts: even at a rate of 1e\+30 .+; use dtype=.float32., or steps=0"
+    ):
+        opinion_of(np.zeros((len(ROWS) * 4, 2)), np.arange(len(ROWS) * 4) % 2)
+
+
+def test_a_tuning_that_goes_on_from_another_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    def tune(*args: Any, **named: Any) -> History:
+        found = verbtune.tuning.tune(*args, **named)
+        if named["steps"] == verbtune.deep.STEPS_ON:
+            rates.append(named["learning_rate"])
+            found.steps[1:] = sorted(found.steps[1:], key=lambda step: step.loss)
+        return found
+
+    monkeypatch.setattr(verbtune.deep, "tune", tune)
+    monkeypatch.setattr(verbtune.deep, "MANY_CLASSES", 1)
+    opinion_of(np.zeros((len(ROWS) * 4, 2)), np.arange(len(ROWS) * 4) % 2)
+    assert rates == [verbtune.deep.RATES[0]]
 
 
 def test_of_more_texts_one_fold_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:

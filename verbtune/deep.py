@@ -334,6 +334,11 @@ class _Pupil:
         """Tune by the loss (B,) of word scores (B, W), states (B, S) and classes (B,), weighted.
 
         What is lost begins anew at the next lower rate.
+
+        Raises
+        ------
+        TuningError
+            If loss or gradient are not finite at the lowest one.
         """
         asked, device = self.asked, self.asked.backbone.device
         targets = torch.tensor(self.y[inside], device=device)  # (N,)
@@ -369,7 +374,10 @@ class _Pupil:
                 )
             except TuningError:
                 if rate == RATES[-1]:
-                    raise
+                    raise TuningError(
+                        f"deep prompts: even at a rate of {rate} loss or gradient are not finite, so nothing "
+                        "was fitted; use dtype='float32', or steps=0, which learns the rows only"
+                    ) from None
                 continue
             if history.interrupted:
                 raise _Interrupted
