@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 # What takes some twenty minutes; without --methods `verbtune bench` runs in-context learning, LoRA and
 # fine-tuning as well.
-METHODS := majority,tfidf,zero-shot,zero-shot+batch,linear-probe,linear-probe+text,verbtune
+METHODS := majority,tfidf,zero-shot,zero-shot+batch,linear-probe,linear-probe+text,linear-probe+last,verbtune
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
