@@ -150,8 +150,7 @@ def written() -> str:
         "Written by `python benchmarks/rejection.py table` from `benchmarks/records/rejection-*.json`. Each classifier "
         f"is fitted to {SHOTS} texts a class, drawn by the seeds {', '.join(map(str, SEEDS))}; the threshold of "
         "`reject_at` comes from these texts alone. At most 300 test texts a set, of every class in proportion. Of "
-        "clinc150, the texts of the 150 intents are trained on; its rows `out of scope` belong to no class. "
-        "Measured before texts were read in the last layer (2026-11-29).",
+        "clinc150, the texts of the 150 intents are trained on; its rows `out of scope` belong to no class.",
     ]
     for model in MODELS:
         if records := recorded(model):
