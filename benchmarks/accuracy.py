@@ -509,18 +509,12 @@ def draw(kind: str) -> None:
     trained = [r for r in trained if r["shots"] == 16]
     beside = {(r["task"], r["seed"]) for r in trained}
     both = trained + [r for r in frozen if r["shots"] == 16 and (r["task"], r["seed"]) in beside]
-    means = {
-        r["method"]: statistics.mean(o["trained_parameters"] for o in both if o["method"] == r["method"]) for r in both
+    numbers = {
+        m: statistics.mean(r["trained_parameters"] for r in both if r["method"] == m)
+        for m in {r["method"] for r in both}
     }
-    curves = by_x(
-        both, {t for t, _ in beside}, lambda r: (r["method"], 10.0 ** round(math.log10(max(1.0, means[r["method"]]))))
-    )
-    save(
-        curves,
-        f"accuracy-parameters-{kind}",
-        "trained numbers, to the nearest power of ten (1: none)",
-        logarithmic=True,
-    )
+    curves = by_x(both, {t for t, _ in beside}, lambda r: (r["method"], max(1.0, numbers[r["method"]])))
+    save(curves, f"accuracy-parameters-{kind}", "trained numbers (1: none)", logarithmic=True)
 
 
 def by_x(

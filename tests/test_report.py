@@ -310,6 +310,13 @@ def test_a_single_point_of_each_of_twenty_methods_can_be_told_from_the_others() 
     assert len(drawn) == len(curves)
 
 
+def test_many_points_on_a_logarithmic_axis_stand_between_powers_of_ten() -> None:
+    curves = {f"method {i}": [(3.0 * 4**i, float(i), 0.0)] for i in range(9)}  # 3 to 196,608
+    drawing = plots.draw_curves(curves, main="method 0", xlabel="x", ylabel="y", levels={}, logarithmic=True)
+    ticks = [tick.get_text() for tick in drawing.axes[0].get_xticklabels()]
+    assert ticks == ["10", "100", "1k", "10k", "100k"]
+
+
 def test_dollar_signs_in_names_are_no_mathematics():
     names = ["cost $5_$", "$x$", "plain"]
     curves = {name: [(1.0, 2.0, 0.0), (2.0, 3.0, 0.0)] for name in names}

@@ -22,6 +22,7 @@ MAIN_COLOR = "#2f81f7"
 OTHER_COLOR = "#8b949e"
 COLORS = ("#d9822b", "#2da44e", "#bf4b8a", "#8957e5", "#c9a227", "#1b9aaa", "#cf222e")
 MARKERS = "osD^vPX"
+MOST_TICKS = 8  # of a logarithmic axis, at the points; for more of them there are those at powers of ten
 
 
 def figure(width: float, height: float) -> Figure:
@@ -130,6 +131,8 @@ def draw_curves(
         Whether the horizontal axis is.
     """
     drawing = figure(8, 4.6)
+    from matplotlib.ticker import EngFormatter
+
     ax = drawing.subplots()
     # Labels stand in the order of the lines' right ends, so that eye and legend agree.
     order = sorted(curves, key=lambda name: -curves[name][-1][1])
@@ -155,7 +158,13 @@ def draw_curves(
     if logarithmic:
         ax.set_xscale("log")
     ticks = sorted({x for curve in curves.values() for x, _, _ in curve})
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    names = [f"{tick:g}" for tick in ticks]
+    if logarithmic and len(ticks) > MOST_TICKS:
+        powers = range(math.ceil(math.log10(ticks[0])), math.floor(math.log10(ticks[-1])) + 1)
+        if len(powers) > 1:
+            ticks = [10.0**power for power in powers]
+            names = [EngFormatter(sep="")(tick) for tick in ticks]
+    ax.set_xticks(ticks, names)
     ax.minorticks_off()
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
