@@ -41,4 +41,5 @@ def test_every_picture_is_on_a_page(scripts: Path) -> None:
     pages = [page for page in scripts.glob("*.md") if "](" in page.read_text("utf-8")]
     linked = {part.split(")")[0] for page in pages for part in page.read_text("utf-8").split("](")[1:]}
     pictures = {name for name in linked if name.endswith(".png")}
+    assert pictures
     assert pictures == {path.name for path in scripts.glob("*.png")}

@@ -131,8 +131,6 @@ def draw_curves(
         Whether the horizontal axis is.
     """
     drawing = figure(8, 4.6)
-    from matplotlib.ticker import EngFormatter
-
     ax = drawing.subplots()
     # Labels stand in the order of the lines' right ends, so that eye and legend agree.
     order = sorted(curves, key=lambda name: -curves[name][-1][1])
@@ -162,6 +160,8 @@ def draw_curves(
     if logarithmic and len(ticks) > MOST_TICKS:
         powers = range(math.ceil(math.log10(ticks[0])), math.floor(math.log10(ticks[-1])) + 1)
         if len(powers) > 1:
+            from matplotlib.ticker import EngFormatter
+
             ticks = [10.0**power for power in powers]
             names = [EngFormatter(sep="")(tick) for tick in ticks]
     ax.set_xticks(ticks, names)
