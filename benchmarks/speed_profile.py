@@ -23,6 +23,7 @@ from speed_systems import build, draw_texts, fitted, labels
 import verbtune.backbone
 import verbtune.classifier
 import verbtune.compiled
+import verbtune.first_opinion
 from verbtune import Backbone, PromptClassifier
 
 THREADS = click.option("--threads", default=2, show_default=True)
@@ -77,8 +78,8 @@ def stages(backbone: Backbone, clock: Callable[[], float] = time.perf_counter) -
         ("embeddings, hooks, text means", Backbone, "word_scores"),
         ("the LM's head", backbone.model, "forward"),
         ("the trunk", trunk, "forward"),
-        ("choose what the rows read", verbtune.classifier, "choose_reading"),
-        ("fit the rows", verbtune.classifier, "fit_rows"),
+        ("choose what the rows read", verbtune.first_opinion, "choose_reading"),
+        ("fit the rows", verbtune.first_opinion, "fit_rows"),
     ]
     with contextlib.ExitStack() as stack:
         for stage, owner, name in parts:

@@ -27,8 +27,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-import verbtune.classifier
+import verbtune.first_opinion
+import verbtune.labelled
 import verbtune.rows
+import verbtune.soft
 from verbtune import Backbone, PromptClassifier, Task, TaskError
 from verbtune.compiled import compile_task
 from verbtune.data import DataError
@@ -140,7 +142,7 @@ def test_rows_that_do_without_costly_words_are_fitted_without_them(
     clf = PromptClassifier(task, model=tiny(architecture), steps=0).fit(SENTENCES, LABELS)
     assert not clf.verbalizer_.hears_words
     assert passes == 2 * [1 if architecture == "gpt2" else min(map(len, clf.compiled_.words.pieces))]  # two layers
-    monkeypatch.setattr(verbtune.classifier, "leaves_out_words", lambda *_: False)
+    monkeypatch.setattr(verbtune.first_opinion, "leaves_out_words", lambda *_: False)
     plain = PromptClassifier(task, model=tiny(architecture), steps=0).fit(SENTENCES, LABELS)
     np.testing.assert_allclose(clf.predict_proba(TEXTS), plain.predict_proba(TEXTS), rtol=1e-4)
 
@@ -393,7 +395,7 @@ def test_reading_texts_once_gives_the_same_training(
     options = {"prompt_length": prompt_length, "tune_template": prompt_length == 0, "steps": 4}
     fast = make(architecture, **options).fit(SENTENCES, LABELS)
     monkeypatch.setattr(Backbone, "encode_start", lambda *args, **kwargs: None)
-    monkeypatch.setattr(verbtune.classifier, "TextCache", lambda *args: None)
+    monkeypatch.setattr(verbtune.soft, "TextCache", lambda *args: None)
     slow = make(architecture, **options).fit(SENTENCES, LABELS)
     torch.testing.assert_close(fast.prompt_, slow.prompt_, rtol=1e-3, atol=1e-3)
     losses = [[s.loss for s in clf.history_.steps[1:]] for clf in (fast, slow)]
@@ -809,7 +811,7 @@ def test_ctrl_c_keeps_the_prompt_so_far_and_says_so(options: dict[str, Any], mon
             raise KeyboardInterrupt
         return cross_entropy(*args, **kwargs)
 
-    monkeypatch.setattr("verbtune.classifier.F.cross_entropy", interrupted)
+    monkeypatch.setattr("verbtune.labelled.F.cross_entropy", interrupted)
     clf = make(steps=50, **options)
     with pytest.warns(UserWarning, match=r"interrupted after \d of 50 steps; the prompt of step \d is kept"):
         clf.fit(SENTENCES * 2, LABELS * 2)

@@ -22,6 +22,8 @@ from verbtune.baselines import ZeroShot
 from verbtune.calibration import Calibration
 from verbtune.compiled import CompiledTask, compile_task
 from verbtune.deep import FOLDS, LENGTH, SecondOpinion, second_opinion
+from verbtune.first_opinion import FirstOpinion
+from verbtune.labelled import Labelled
 from verbtune.prompt import DeepPrompt
 from verbtune.rows import HeldOut
 from verbtune.task import Task
@@ -244,19 +246,17 @@ def opinion_of(
     """What is made of `ROWS`, four times over, beside given class scores of all or some."""
     made = compiled("bert")
     index = np.arange(len(y)) if index is None else index
-    judged = second_opinion(
-        made,
-        made.encode(ROWS * 4),
-        y,
-        np.ones(len(y)),
-        aggregate="mean",
+    texts = Labelled(made.encode(ROWS * 4), y, np.ones(len(y)))
+    first = FirstOpinion(
+        strength=1.0,
+        calibration=Calibration.none(2),
         against=np.zeros(2),
         manual=np.zeros((len(y), 2)),
         center=np.zeros(made.backbone.state_width),
         held_out=HeldOut(index, rows[index], in_turn=in_turn),
-        first=Calibration.none(2),
-        seed=0,
+        last=False,
     )
+    judged = second_opinion(made, texts, first, aggregate="mean", seed=0)
     assert judged.opinion is not None
     assert (judged.rows, judged.manual) == (1, 0)
     return made, judged.opinion, judged.calibration

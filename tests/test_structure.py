@@ -16,9 +16,9 @@ PACKAGE = Path(verbtune.__file__).parent
 # Each module imports only from those above it. One that is not here has no place yet: give it one.
 ORDER = [
     "builtin", "task", "prompt", "artifact", "encode", "batch", "verbalizer", "attention", "head", "pieces", "start",
-    "loading", "backbone", "text_cache", "compiled",
-    "lint", "calibration", "rows", "data", "parameters", "rejection", "tuning", "contrast", "deep", "plots", "card",
-    "classifier", "bank",
+    "loading", "backbone", "text_cache", "compiled", "labelled",
+    "lint", "calibration", "rows", "data", "parameters", "rejection", "tuning", "contrast", "first_opinion", "deep",
+    "soft", "plots", "card", "classifier", "bank",
     "baselines", "metrics", "summary", "bench", "document", "report", "answers", "cli",
 ]  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]

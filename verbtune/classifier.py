@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -12,93 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
-from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import artifact
 from .backbone import Backbone
-from .calibration import Calibration, batch
+from .calibration import Calibration
 from .card import model_card, peft_config
 from .compiled import CompiledTask, compile_task
 from .data import DataError, check_labels, check_rows, check_weights
 from .deep import SecondOpinion, second_opinion
-from .encode import Example
+from .first_opinion import first_opinion
+from .labelled import Labelled
 from .parameters import check_parameters
 from .plots import draw_history
-from .prompt import SoftPrompt, from_labels, from_random, from_vocabulary
 from .rejection import least_confidence, most_probable
-from .rows import HeldOut, choose_reading, fit_rows, leaves_out_words
+from .soft import start_prompt, tune_together
 from .task import Task
-from .text_cache import TextCache, frozen_length
-from .tuning import History, in_rounds, tune
+from .tuning import History
 from .verbalizer import Verbalizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["PromptClassifier"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Labelled:
-    """Encoded texts, the index of each one's class, and its weight."""
-
-    examples: list[Example]
-    codes: NDArray[np.intp]
-    weights: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def read_in(self, last: bool) -> _Labelled:
-        """The same texts, read in the last layer or not."""
-        return dataclasses.replace(self, examples=[dataclasses.replace(e, last=last) for e in self.examples])
-
-    def take(self, index: Sequence[int] | NDArray[np.intp]) -> _Labelled:
-        """The texts of the given indices, in that order."""
-        at = np.asarray(index, dtype=np.intp)
-        return _Labelled([self.examples[i] for i in at], self.codes[at], self.weights[at])
-
-    def loss(self, scores: Tensor) -> Tensor:
-        """Weighted mean cross-entropy of class scores (B, C), in nats."""
-        targets = torch.tensor(self.codes, device=scores.device)
-        weights = torch.tensor(self.weights, dtype=torch.float32, device=scores.device)
-        return (F.cross_entropy(scores, targets, reduction="none") * weights).mean()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fitted:
-    """What is known of rows that were fitted.
-
-    Attributes
-    ----------
-    strength : float
-        Of their pull to zero.
-    calibration : Calibration
-    against : ndarray of shape (C,)
-        The class bias that calibrates the manual prompt.
-    manual : ndarray of shape (N, C)
-        The class scores of that.
-    center : ndarray of shape (S,)
-        Mean of the texts' states.
-    held_out : HeldOut
-    last : bool
-        Whether texts are read in the last layer.
-    """
-
-    strength: float
-    calibration: Calibration
-    against: NDArray[np.float64]
-    manual: NDArray[np.float64]
-    center: NDArray[np.float64]
-    held_out: HeldOut
-    last: bool
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -272,40 +212,46 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         backbone = Backbone.load(self.model, device=self.device, dtype=self.dtype)
         compiled = self._compile(task, backbone, names)
-        texts = _Labelled(compiled.encode([rows[i] for i in counted]), codes[counted], weights[counted])
-        prompt = self._start(compiled, torch.Generator().manual_seed(seed))
+        texts = Labelled(compiled.encode([rows[i] for i in counted]), codes[counted], weights[counted])
+        prompt = start_prompt(
+            compiled,
+            init=self.init,
+            reparameterization=self.reparameterization,
+            generator=torch.Generator().manual_seed(seed),
+        )
         verbalizer = Verbalizer(
             compiled.words, backbone.state_width, aggregate=self.aggregate, learned=self.verbalizer == "learned"
         ).to(backbone.device)
 
         history, calibration, opinion = History(), Calibration.none(len(classes)), None
-        fitted = None
+        first = None
         if self.verbalizer == "learned":
-            fitted = _fit_rows(compiled, verbalizer, prompt, texts.take(training), seed)
-            calibration = fitted.calibration
-            compiled, texts = dataclasses.replace(compiled, last=fitted.last), texts.read_in(fitted.last)
+            first = first_opinion(compiled, verbalizer, prompt, texts.take(training), seed)
+            calibration = first.calibration
+            compiled, texts = dataclasses.replace(compiled, last=first.last), texts.read_in(first.last)
         if self.steps:
-            strength = fitted.strength if fitted else 0.0
-            history = self._tune(
-                compiled, verbalizer, prompt, texts.take(training), texts.take(held_out), strength, seed
-            )
-        elif self.steps is None and fitted is not None:
-            judged = second_opinion(
+            history = tune_together(
                 compiled,
-                texts.examples,
-                texts.codes,
-                texts.weights,
-                aggregate=self.aggregate,
-                against=fitted.against,
-                manual=fitted.manual,
-                center=fitted.center,
-                held_out=fitted.held_out,
-                first=fitted.calibration,
+                verbalizer,
+                prompt,
+                texts.take(training),
+                texts.take(held_out),
+                strength=first.strength if first else 0.0,
                 seed=seed,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                steps=self.steps,
+                warmup=self.warmup,
+                weight_decay=self.weight_decay,
+                max_grad_norm=self.max_grad_norm,
+                evaluate_every=self.evaluate_every,
+                patience=self.patience,
                 progress=self.verbose,
             )
+        elif self.steps is None and first is not None:
+            judged = second_opinion(compiled, texts, first, aggregate=self.aggregate, seed=seed, progress=self.verbose)
             opinion, calibration, history = judged.opinion, judged.calibration, judged.history
-            against = torch.tensor(fitted.against, dtype=torch.float32, device=backbone.device)  # (C,)
+            against = torch.tensor(first.against, dtype=torch.float32, device=backbone.device)  # (C,)
             verbalizer.mix(judged.rows, judged.manual, against)
 
         self.parameters_ = self._plain_parameters()
@@ -587,29 +533,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             tune_template=self.tune_template,
         )
 
-    def _start(self, compiled: CompiledTask, generator: torch.Generator) -> SoftPrompt | None:
-        tokens = compiled.layout.slot_tokens
-        if not tokens:
-            return None
-        backbone = compiled.backbone
-        table = backbone.embedding_table()  # (V, H)
-        free = [i for i, token in enumerate(tokens) if token is None]
-        start = table[[0 if token is None else token for token in tokens]]  # (P, H)
-        if free and self.init == "vocab":
-            special = backbone.tokenizer.all_special_ids
-            start[free] = from_vocabulary(table, len(free), exclude=special, generator=generator)
-        elif free and self.init == "labels":
-            start[free] = from_labels(table, len(free), words=compiled.words.pieces)
-        elif free:
-            start[free] = from_random(table, len(free), generator=generator)
-        return SoftPrompt(
-            start,
-            # Row by row: all squares at once would be a table more.
-            scale=float((table.norm(dim=1).square().mean() / table.shape[1]).sqrt()),
-            reparameterization=self.reparameterization,
-            generator=generator,
-        )
-
     def _plain_parameters(self) -> dict[str, Any]:
         """What was asked for, as JSON holds it; not what belongs to this machine."""
         parameters = {
@@ -619,114 +542,3 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(parameters.get("random_state", 0), int):  # a generator
             parameters["random_state"] = None
         return parameters
-
-    def _tune(
-        self,
-        compiled: CompiledTask,
-        verbalizer: Verbalizer,
-        prompt: SoftPrompt | None,
-        training: _Labelled,
-        held_out: _Labelled,
-        strength: float,
-        seed: int,
-    ) -> History:
-        """Tune prompt and rows together; `strength` of the rows' pull to zero is in units of one text."""
-        parts = nn.ModuleList([verbalizer] if prompt is None else [verbalizer, prompt])
-        if not any(p.requires_grad for p in parts.parameters()):
-            return History()
-        backbone, words = compiled.backbone, compiled.words
-        # On a causal LM either the text comes before all soft tokens and is read once, or a stretch that all
-        # examples share comes first and is read once a batch.
-        shared = min(compiled.layout.n_prefix, *(e.answer for e in training.examples))
-        frozen = [frozen_length(e) for e in training.examples]
-        steps = self.steps or 0
-        reused = steps > 0 and backbone.kind == "causal" and min(frozen) > shared
-        texts = TextCache(backbone, training.examples, frozen) if reused else None
-
-        def loss(index: Sequence[int], vectors: Tensor | None) -> Tensor:
-            batch = training.take(index)
-            start = texts.start(index) if texts else backbone.encode_start(batch.examples[:1], [shared], vectors)
-            scores = verbalizer(*backbone.word_scores(batch.examples, words, vectors, start=start))  # (B, C)
-            pull = 0.0 if verbalizer.rows is None else strength / 2 * verbalizer.rows.square().sum() / len(training)
-            return batch.loss(scores) + pull
-
-        def validate() -> float:
-            with torch.no_grad():
-                vectors = None if prompt is None else prompt()
-                found = backbone.infer(held_out.examples, words, vectors, n_prefix=compiled.layout.n_prefix)
-                return -float(held_out.loss(verbalizer(*(part.to(backbone.device) for part in found))))
-
-        history = tune(
-            parts,
-            loss,
-            in_rounds([len(e.ids) for e in training.examples], self.batch_size, seed),
-            prompt=prompt,
-            learning_rate=self.learning_rate,
-            steps=steps,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-            validate=validate if len(held_out) else None,
-            evaluate_every=self.evaluate_every,
-            patience=self.patience,
-            progress=self.verbose,
-        )
-        if history.interrupted:
-            warnings.warn(
-                f"training was interrupted after {len(history.steps) - 1} of {steps} steps; "
-                f"the prompt of step {history.best_step} is kept",
-                stacklevel=3,
-            )
-        return history
-
-
-def _fit_rows(
-    compiled: CompiledTask, verbalizer: Verbalizer, prompt: SoftPrompt | None, texts: _Labelled, seed: int
-) -> _Fitted:
-    """Set the verbalizer's rows to the best ones for the prompt as it starts."""
-    backbone = compiled.backbone
-    costly = compiled.words.longest > 1
-    with torch.no_grad():
-        vectors = None if prompt is None else prompt()
-
-        def heard(asked: CompiledTask, *, last: bool = False) -> tuple[Tensor, Tensor]:
-            examples = texts.read_in(last).examples
-            return backbone.infer(examples, asked.words, vectors, n_prefix=compiled.layout.n_prefix)
-
-        if costly and leaves_out_words(verbalizer.n_classes, len(texts)):
-            one_pass = compiled.by_beginnings.words.longest == compiled.for_states.words.longest == 1
-            words, states = heard(compiled.by_beginnings if one_pass else compiled.for_states)
-            if not one_pass:  # the tuning of label words starts uncalibrated, which is not worth the passes
-                words = torch.zeros(len(texts), len(compiled.words.words))
-        else:
-            words, states = heard(compiled)
-        _, states_of_last = heard(compiled.for_states, last=True)
-        scores = verbalizer.cpu().of_words(words).double().numpy()  # (N, C)
-    y, weight, read, of_last = texts.codes, texts.weights, states.double().numpy(), states_of_last.double().numpy()
-    against = batch(scores).bias
-    manual = scores + against
-    # Products are small here: threads that wait for each other take ten times as long.
-    with threadpool_limits(1, user_api="blas"):
-        reading, calibration, held_out = choose_reading(
-            manual,
-            read,
-            y,
-            weight,
-            split=backbone.width,
-            seed=seed,
-            last=of_last,
-            costly_words=costly,
-        )
-        read = of_last if reading.last else read
-        rows, bias = fit_rows(reading.word_scale * manual, reading.features(read), y, weight, strength=reading.strength)
-    found = {
-        "rows": rows,
-        "bias": bias + reading.word_scale * against,
-        "word_scale": np.array(reading.word_scale),
-        "center": reading.center,
-        "gain": reading.gain,
-    }
-    tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in found.items()}
-    verbalizer.load_state_dict(verbalizer.state_dict() | tensors)
-    verbalizer.to(backbone.device)
-    return _Fitted(reading.strength, calibration, against, manual, reading.center, held_out, reading.last)

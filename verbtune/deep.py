@@ -28,9 +28,11 @@ from .calibration import PRIOR, Calibration, temperature
 from .compiled import CompiledTask
 from .contrast import contrast, in_groups
 from .encode import Example
+from .first_opinion import FirstOpinion
+from .labelled import Labelled
 from .loading import BackboneError
 from .prompt import DeepPrompt, from_vocabulary
-from .rows import HeldOut, fit_without_words, in_folds
+from .rows import fit_without_words, in_folds
 from .tuning import History, TuningError, in_rounds, tune
 from .verbalizer import Verbalizer
 
@@ -120,16 +122,10 @@ class Judged:
 
 def second_opinion(
     compiled: CompiledTask,
-    examples: Sequence[Example],
-    y: NDArray[np.intp],
-    weight: Array,
+    texts: Labelled,
+    first: FirstOpinion,
     *,
     aggregate: str,
-    against: Array,
-    manual: Array,
-    center: Array,
-    held_out: HeldOut,
-    first: Calibration,
     seed: int,
     progress: bool = False,
 ) -> Judged:
@@ -138,21 +134,12 @@ def second_opinion(
     Parameters
     ----------
     compiled : CompiledTask
-    examples : sequence of Example, length N
-    y, weight : ndarray of shape (N,)
-        Classes as indices, and weights.
+    texts : Labelled
+    first : FirstOpinion
+        The deep prompt starts where the manual prompt is calibrated, and is heard beside the rows. Texts that were
+        held out from those once are not shown to the deep prompt either when it is judged.
     aggregate : str
         See `Verbalizer`.
-    against : ndarray of shape (C,)
-        The class bias that calibrates the manual prompt, where the tuned one starts.
-    manual : ndarray of shape (N, C)
-        The calibrated manual prompt's class scores.
-    center : ndarray of shape (S,)
-        Mean of the texts' states as the LM has them.
-    held_out : HeldOut
-        Of the rows. Those that were held out once are not shown to the deep prompt either when it is judged.
-    first : Calibration
-        The one that suits these.
     seed : int
     progress : bool
 
@@ -162,7 +149,8 @@ def second_opinion(
         Without an opinion with too few texts that can be held out, for an LM that takes no deep prompt, if Ctrl-C
         ended it, or if very few texts are likelier under the manual prompt.
     """
-    none = Judged(None, first, History())
+    none = Judged(None, first.calibration, History())
+    y, weight, held_out = texts.codes, texts.weights, first.held_out
     told = np.sort(held_out.index)
     if not len(told) or (held_out.in_turn and np.bincount(y[told]).max() < FOLDS):
         return none
@@ -175,17 +163,17 @@ def second_opinion(
         warnings.warn(f"{error}; only the rows are learned", stacklevel=3)
         return none
     verbalizer = Verbalizer(compiled.words, backbone.state_width, aggregate=aggregate).to(backbone.device)
-    cropped = [example.cropped(MOST_TOKENS) for example in examples]
-    pupil = _Pupil(compiled, examples, cropped, y, weight, verbalizer, start, against, center, seed, progress)
+    cropped = [example.cropped(MOST_TOKENS) for example in texts.examples]
+    pupil = _Pupil(compiled, texts, cropped, first, verbalizer, start, seed, progress)
     if held_out.in_turn:
         one_fold = pupil.many_classes or len(y) > MANY
         folds = [told[outside] for outside in in_folds(y[told], FOLDS, seed)][: 1 if one_fold else None]
     else:
         folds = [held_out.index]
-    rows = np.zeros((len(y), len(against)))
+    rows = np.zeros((len(y), len(first.against)))
     rows[held_out.index] = held_out.scores
     teachers = [pupil.by_states] if pupil.many_classes else [pupil.by_words, pupil.by_states]
-    heard = np.zeros((len(teachers), len(y), len(against)))
+    heard = np.zeros((len(teachers), len(y), len(first.against)))
     try:
         for outside in folds:
             learned = [teach(np.setdiff1d(np.arange(len(y)), outside)) for teach in teachers]
@@ -193,16 +181,16 @@ def second_opinion(
         learned = [teach(np.arange(len(y)), one) for teach, one in zip(teachers, learned, strict=True)]
     except _Interrupted:
         warnings.warn("tuning was interrupted; only the rows are learned", stacklevel=3)
-        return Judged(None, first, History(interrupted=True))
+        return Judged(None, first.calibration, History(interrupted=True))
     told = np.concatenate(folds)
-    beside, calibration = _together(rows[told], heard[:, told], y[told], weight[told], first)
+    beside, calibration = _together(rows[told], heard[:, told], y[told], weight[told], first.calibration)
     belief, other = 1.0, 0.0
     if len(y) < FEW:
-        plain = temperature(manual, y, sample_weight=weight)
+        plain = temperature(first.manual, y, sample_weight=weight)
         both = rows + np.tensordot(beside, heard, 1)
-        belief = _belief(calibration.apply(both)[told], plain.apply(manual)[told], y[told], weight[told])
+        belief = _belief(calibration.apply(both)[told], plain.apply(first.manual)[told], y[told], weight[told])
         other = (1 - belief) * calibration.temperature / plain.temperature
-        calibration = calibration.tried_on((belief * both + other * manual)[told], y[told])
+        calibration = calibration.tried_on((belief * both + other * first.manual)[told], y[told])
     opinion = _opinion(learned, belief * beside) if belief else None
     return Judged(opinion, calibration, learned[0].history, belief, other)
 
@@ -238,20 +226,17 @@ class _Pupil:
     """Learns opinions of some of the texts, and is heard about others."""
 
     compiled: CompiledTask
-    examples: Sequence[Example]
+    texts: Labelled
     cropped: Sequence[Example]
-    y: NDArray[np.intp]
-    weight: Array
+    first: FirstOpinion
     verbalizer: Verbalizer
     start: Tensor
-    against: Array
-    center: Array
     seed: int
     progress: bool
 
     @property
     def many_classes(self) -> bool:
-        return len(self.against) > MANY_CLASSES
+        return len(self.first.against) > MANY_CLASSES
 
     @property
     def asked(self) -> CompiledTask:
@@ -259,7 +244,7 @@ class _Pupil:
 
     def by_words(self, inside: NDArray[np.intp], _: _Learned | None = None) -> _Learned:
         """What cross-entropy of the label words' class scores teaches, from texts of the given indices."""
-        parts = _Parts(self.start, self.against).to(self.compiled.backbone.device)
+        parts = _Parts(self.start, self.first.against).to(self.compiled.backbone.device)
 
         def loss(words: Tensor, _: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(self.verbalizer.of_words(words) + parts.bias, targets, reduction="none")  # (B,)
@@ -274,8 +259,8 @@ class _Pupil:
         Of few classes the label words teach as well; many go on from what fewer texts taught.
         """
         backbone = self.compiled.backbone
-        parts = _Parts(self.start, self.against).to(backbone.device)
-        center = torch.tensor(self.center, dtype=torch.float32, device=backbone.device)  # (S,)
+        parts = _Parts(self.start, self.first.against).to(backbone.device)
+        center = torch.tensor(self.first.center, dtype=torch.float32, device=backbone.device)  # (S,)
 
         def loss(words: Tensor, states: Tensor, targets: Tensor) -> Tensor:
             drawn = contrast((states - center)[:, backbone.width :], targets)  # (B,)
@@ -291,12 +276,13 @@ class _Pupil:
                 steps = STEPS_ON
         else:
             size, steps = BATCH_SIZE, self._steps(inside)
-        batches = functools.partial(in_groups, self.y[inside], self._lengths(inside), size, self.seed)
+        batches = functools.partial(in_groups, self.texts.codes[inside], self._lengths(inside), size, self.seed)
         history = self._tune(parts, loss, inside, batches, steps)
         deep = parts.deep().detach().half()
         _, states = self._read(deep, inside)
         read = states[:, backbone.width :].double().cpu().numpy()  # (N, H)
-        rows, bias = fit_without_words(read, self.y[inside], self.weight[inside], len(self.against))
+        taught = self.texts.take(inside)
+        rows, bias = fit_without_words(read, taught.codes, taught.weights, len(self.first.against))
         return _Learned(deep, bias, history, torch.tensor(rows, dtype=torch.float32, device=backbone.device))
 
     def heard(self, learned: _Learned, index: NDArray[np.intp]) -> Array:
@@ -312,14 +298,14 @@ class _Pupil:
     @property
     def finer(self) -> bool:
         """Whether there are twice as many steps of half the size."""
-        return len(self.y) > MANY and not self.many_classes
+        return len(self.texts) > MANY and not self.many_classes
 
     def _steps(self, inside: NDArray[np.intp]) -> int:
         return _steps(len(inside)) * (2 if self.finer else 1)
 
     def _read(self, deep: Tensor, index: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         """Word scores (N, W) and states (N, S)."""
-        backbone, texts = self.asked.backbone, [self.examples[i] for i in index]
+        backbone, texts = self.asked.backbone, [self.texts.examples[i] for i in index]
         words, states = backbone.infer(texts, self.asked.words, deep=deep, n_prefix=self.asked.layout.n_prefix)
         return words.to(backbone.device), states.to(backbone.device)
 
@@ -341,8 +327,8 @@ class _Pupil:
             If loss or gradient are not finite at the lowest one.
         """
         asked, device = self.asked, self.asked.backbone.device
-        targets = torch.tensor(self.y[inside], device=device)  # (N,)
-        weights = torch.tensor(self.weight[inside], dtype=torch.float32, device=device)  # (N,)
+        targets = torch.tensor(self.texts.codes[inside], device=device)  # (N,)
+        weights = torch.tensor(self.texts.weights[inside], dtype=torch.float32, device=device)  # (N,)
         texts = [self.cropped[i] for i in inside]
 
         def mean_loss(index: Sequence[int], _: Tensor | None) -> Tensor:
