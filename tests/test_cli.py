@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from conftest import tiny
 from transformers.utils import logging
 
-from verbtune import PromptClassifier, answers, bench, classifier, cli
+from verbtune import PromptClassifier, answers, bench, cli, soft
 from verbtune.tuning import History
 
 SPEC_DICT = {
@@ -451,8 +451,8 @@ def test_an_interrupted_fit_saves_and_says_so(run: Run, models: Path, monkeypatc
         history.interrupted = True
         return history
 
-    tune = classifier.tune
-    monkeypatch.setattr(classifier, "tune", interrupted)
+    tune = soft.tune
+    monkeypatch.setattr(soft, "tune", interrupted)
     result = run(*fit_arguments(models, "--param", "steps=5"), code=130)
     assert "Warning: training was interrupted after 3 of 5 steps; the prompt of step 3 is kept" in result.stderr
     assert PromptClassifier.from_pretrained("clf").predict(["good"]).shape == (1,)
